@@ -1,0 +1,1 @@
+"""The parameterised reports: notebooks that papermill runs, shipped as package data."""
