@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'DELIMITERS', 'Source', 'ESCAPED', 'TEXT_TYPES', 'WHOLE', 'CODE', 'NUMBER', 'DAY', 'MIXTURE', 'TEXTS',
-           'TYPES', 'KINDS', 'BEHAVIOURS', 'find_files', 'name_format', 'open_database', 'guess_encoding',
+           'TYPES', 'KINDS', 'FIRST_ROWS', 'BEHAVIOURS', 'find_files', 'name_format', 'open_database', 'guess_encoding',
            'read_header', 'decide_kind', 'scan', 'read_table', 'LogSummary', 'deduplicate', 'aggregate_log']
 
 # %% ../../nbs/02_preprocessing/00_reading.ipynb #8d5c5e26
@@ -21,7 +21,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import duckdb
@@ -175,7 +175,7 @@ def _refuse_encoding(part: _Part, encoding: str, delimiter: str | None) -> DataE
     like = guess_encoding(start if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else bytes_seen)
     lines = ", ".join(str(line) for _, line, _ in bad[:5]) + (", …" if len(bad) > 5 else "")
     column = header[bad[0][2]] if bad and delimiter and bad[0][0] >= 0 and bad[0][2] < len(header) and len({at for *_, at in bad}) == 1 else None
-    return DataError(f"bytes that are not {encoding} in lines {lines}; they look like {like}", file=part.name, column=column,
+    return DataError(f"bytes that are not {encoding} in line {lines}; they look like {like}", file=part.name, column=column,
                      rows=[row for row, *_ in bad if row >= 0], expected=f"text in {encoding}",
                      mend=f"pass encoding={like!r}; 'latin-1' is Western European, 'gb18030' is Chinese, 'utf-16' is what Excel calls Unicode")
 
@@ -477,33 +477,57 @@ def _choose_columns(raw: _Raw, columns: Mapping[str, str] | None, types: Mapping
     return chosen
 
 # %% ../../nbs/02_preprocessing/00_reading.ipynb #324fa894
-def _decide(connection, raw: _Raw, columns: Sequence[_Column]) -> list[str]:
-    "SQL of every column of the result, after one pass over all rows that checks each of them."
+def _count(connection, source: str, columns: Sequence[_Column]) -> tuple[int, list[int], list[dict[str, int]]]:
+    "Rows, values of each column, and how many of them pass each of its tests."
     counts = [f"count(*) FILTER ({test})" for column in columns for test in column.tests()]
     known = [f"count({column.value})" for column in columns]
-    rows, *found = connection.execute(f"SELECT {', '.join(['count(*)', *known, *counts])} FROM {raw.sql()}").fetchall()[0]
+    rows, *found = connection.execute(f"SELECT {', '.join(['count(*)', *known, *counts])} FROM {source}").fetchall()[0]
+    numbers = iter(found[len(columns):])
+    return rows, found[:len(columns)], [{kind: next(numbers) for kind in ([column.stated] if column.stated else column.kinds)} for column in columns]
+
+
+def _narrow(column: _Column, known: int, tally: Mapping[str, int]) -> _Column:
+    "The column without the kinds that its first rows rule out. Numbers and times stay, where a mixture would be an error."
+    if column.stated or not column.kinds:
+        return column
+    lasting = () if column.name in TEXTS else ("float", "timestamp")
+    kinds = [kind for kind in column.kinds if kind == "code" or kind in lasting or tally[kind] == known]
+    return replace(column, kinds=tuple(kinds) if {"int", "float"} & set(kinds) else tuple(kind for kind in kinds if kind != "code"))
+
+# %% ../../nbs/02_preprocessing/00_reading.ipynb #1b623d09
+FIRST_ROWS = 2_000
+
+
+def _decide(connection, raw: _Raw, columns: Sequence[_Column]) -> list[str]:
+    "SQL of every column of the result, after one pass over all rows that checks each of them."
+    _, known, tallies = _count(connection, f"(SELECT * FROM {raw.sql()} LIMIT {FIRST_ROWS})", columns)
+    columns = [_narrow(*told) for told in zip(columns, known, tallies, strict=True)]
+    rows, known, tallies = _count(connection, raw.sql(), columns)
     if rows == 0:
         raise DataError("a header and no rows" if raw.kind in DELIMITERS else "no rows", file=raw.parts[0].name, expected="at least one row",
                         mend="check that the file was written to the end")
-    numbers, sql = iter(found[len(columns):]), []
-    for column, held in zip(columns, found, strict=False):
-        counted = [next(numbers) for _ in column.tests()]
-        kind = column.stated
-        if kind and counted[0] < held:
-            raise _refuse_values(connection, raw, column, f"values that are not {kind}", _Column(column.name, "value", column.is_text, stated=kind).tests()[0], kind)
-        if not kind and column.kinds:
-            tally = dict.fromkeys(KINDS, 0) | dict(zip(column.kinds, counted, strict=True))
-            kind = decide_kind(held, tally, free=column.name in TEXTS)
-            if kind.startswith("mixed"):
-                kind = kind.split()[1]
-                noun = {"float": "numbers", "timestamp": "times"}[kind]
-                raise _refuse_values(connection, raw, column, f"mixed types: {tally[kind]:,} of {held:,} values are {noun}, and the others are not, for example",
-                                     _is("value", kind), kind)
-        sql.append((_cast(column.value, kind, column.is_text) if kind else column.value) + f" AS {_name(column.name)}")
-    return sql
+    kinds = [_settle(connection, raw, *told) for told in zip(columns, known, tallies, strict=True)]
+    return [(_cast(column.value, kind, column.is_text) if kind else column.value) + f" AS {_name(column.name)}" for column, kind in zip(columns, kinds, strict=True)]
 
 
-def _refuse_values(connection, raw: _Raw, column: _Column, what: str, fits: str, kind: str) -> DataError:
+def _settle(connection, raw: _Raw, column: _Column, known: int, tally: Mapping[str, int]) -> str | None:
+    "What the column becomes (None: what it is), or an error with the rows that stand against it."
+    if kind := column.stated:
+        if tally[kind] < known:
+            raise _refuse_values(connection, raw, column, f"values that are not {kind}", kind)
+        return kind
+    if not column.kinds:
+        return "str" if raw.kind in DELIMITERS else None
+    kind = decide_kind(known, dict.fromkeys(KINDS, 0) | dict(tally), free=column.name in TEXTS)
+    if kind.startswith("mixed"):
+        kind = kind.split()[1]
+        noun = {"float": "numbers", "timestamp": "times"}[kind]
+        raise _refuse_values(connection, raw, column, f"mixed types: {tally[kind]:,} of {known:,} values are {noun}, and the others are not, for example", kind)
+    return kind
+
+
+def _refuse_values(connection, raw: _Raw, column: _Column, what: str, kind: str) -> DataError:
+    fits = replace(column, value="value").tests()[0] if column.stated else _is("value", kind)
     file, rows, shown = _locate(connection, raw, column.value, fits)
     return DataError(f"{what}: {', '.join(shown)}", file=file, column=column.name, rows=rows, expected=f"{kind} in every row",
                      mend=f"correct these rows, name the values that stand for nothing in `missing`, or pass types={{{column.name!r}: 'str'}}")
