@@ -60,7 +60,7 @@ class DataError(ValueError):
             sentences.append(f"Expected: {self.expected}")
         if self.mend:
             sentences.append(f"Mend: {self.mend}")
-        return ". ".join(sentence.rstrip(".") for sentence in sentences) + "."
+        return " ".join(sentence if sentence.endswith((".", "?")) else f"{sentence}." for sentence in sentences)
 
 # %% ../nbs/00_samples.ipynb #f5aaec4c
 @dataclass(frozen=True)
