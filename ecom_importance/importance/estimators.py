@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Array', 'logger', 'PARTS', 'ESTIMATORS', 'HIDDEN', 'BLOCK_CELLS', 'Need', 'read_signature', 'Part', 'Estimator',
            'part', 'estimator', 'Evidence', 'has', 'find', 'gather', 'evidence_from_samples', 'cut', 'block_bounds',
-           'query_blocks', 'find_estimator', 'score', 'explain', 'explain_query', 'score_new', 'Probe', 'estimate_cost']
+           'query_blocks', 'find_estimator', 'score', 'explain', 'explain_query', 'score_new', 'Probe', 'estimate_cost',
+           'example_evidence']
 
 # %% ../../nbs/04_importance/00_estimators.ipynb #2448fa07
 import inspect
@@ -598,3 +599,25 @@ def _parts_in_order(need: Need) -> list[str]:
         if name in PARTS:
             found += [deeper for deeper in (*_parts_in_order(PARTS[name].need), name) if deeper not in found]
     return found
+
+# %% ../../nbs/04_importance/00_estimators.ipynb #d6e9c696
+def example_evidence(
+    n: int = 1600,  # training rows
+    m: int = 240,  # trusted rows
+    d: int = 24,  # dimensions
+    *,
+    wrong: float = 0.2,  # share of flipped training labels
+    seed: int = 0,
+) -> tuple[Evidence, Array]:  # the evidence, and which training labels are wrong
+    "Generated data: two overlapping Gaussian classes, rows in queries of eight, flipped labels."
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 2, n + m)
+    centre = rng.normal(size=d)
+    x = (rng.normal(size=(n + m, d)) + np.outer(2 * truth - 1, centre / np.linalg.norm(centre))).astype(np.float32)
+    flipped = np.r_[rng.random(n) < wrong, np.zeros(m, bool)]
+    samples = pd.DataFrame({
+        "sample_id": np.arange(n + m), "query_id": np.arange(n + m) // 8, "query": [f"query {i // 8}" for i in range(n + m)], "item_id": np.arange(n + m),
+        "item_text": ["item " + "x" * int(length) for length in rng.integers(1, 60, n + m)], "label": np.where(flipped, 1 - truth, truth),
+        "gain": np.where(flipped, 1 - truth, truth).astype(float), "split": ["train"] * n + ["valid"] * m,
+    })
+    return evidence_from_samples(samples, x), flipped[:n]
