@@ -360,7 +360,7 @@ def find_estimator(name: str | Callable) -> Estimator:
 def _whole_sum(evidence: Evidence, chosen: Estimator, settings: Mapping, engine: str, progress: bool) -> Array:
     "An estimator's result over all rows, block by block, not yet divided by M."
     arguments = gather(evidence, chosen.need, chosen.name)
-    run = partial(_run_block, chosen, arguments, settings)
+    run = partial(_run_block, chosen, arguments, settings, evidence.n)
     blocks = block_bounds(evidence, chosen)
     with ThreadPoolExecutor(None if engine == "threads" else 1) as pool:
         results = pool.map(run, blocks) if engine == "threads" else map(run, blocks)
@@ -373,10 +373,17 @@ def _whole_sum(evidence: Evidence, chosen: Estimator, settings: Mapping, engine:
         return total
 
 
-def _run_block(chosen: Estimator, arguments: Mapping, settings: Mapping, block: tuple[str | None, slice]) -> Array:
+def _run_block(chosen: Estimator, arguments: Mapping, settings: Mapping, n: int, block: tuple[str | None, slice]) -> Array:
+    "The estimator on one block: a finite value for each of its training rows, or an error that names the estimator."
     along, rows = block
-    values = chosen.function(**(arguments if along is None else cut(arguments, along, rows)), **settings)
-    return np.asarray(values, np.float64)
+    values = np.asarray(chosen.function(**(arguments if along is None else cut(arguments, along, rows)), **settings), np.float64)
+    expected = (len(range(n)[rows]) if along == "train" else n,)
+    if values.shape != expected:
+        raise ValueError(f"estimator {chosen.name!r} returned an array of shape {values.shape}; expected {expected}, one value a training row")
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        raise ValueError(f"estimator {chosen.name!r} returned {len(wrong):,} values that are NaN or infinite, first at row {wrong[0]} of {expected[0]:,}")
+    return values
 
 # %% ../../nbs/04_importance/00_estimators.ipynb #6ac0141f
 def _divisor(evidence: Evidence, chosen: Estimator) -> float:
@@ -384,14 +391,6 @@ def _divisor(evidence: Evidence, chosen: Estimator) -> float:
     if "valid" not in chosen.additive_over:
         return 1.0
     return float(len(evidence.query_bounds) - 1 if chosen.over == "queries" else evidence.m) or 1.0
-
-
-def _check_scores(values: Array, name: str, n: int) -> Array:
-    if values.shape != (n,):
-        raise ValueError(f"estimator {name!r} returned an array of shape {values.shape}; expected ({n},), one value a training row")
-    if not np.isfinite(values).all():
-        raise ValueError(f"estimator {name!r} returned {np.count_nonzero(~np.isfinite(values)):,} values that are NaN or infinite, first at row {int(np.flatnonzero(~np.isfinite(values))[0])}")
-    return values
 
 
 def score(
@@ -427,7 +426,7 @@ def score(
             if draws:
                 own.setdefault("seed", seed) if repeat == 0 else own.update(seed=stable_hash(own.get("seed", seed), repeat) % 2**32)
             began = time.perf_counter()
-            runs.append(_check_scores(_whole_sum(evidence, one, own, engine, progress), one.name, evidence.n) / _divisor(evidence, one))
+            runs.append(_whole_sum(evidence, one, own, engine, progress) / _divisor(evidence, one))
             logger.debug("%s took %.2f s", one.name, time.perf_counter() - began)
         table[one.name] = np.mean(runs, axis=0)
         if draws and repeats > 1:
@@ -460,7 +459,7 @@ def explain(
     bounds = evidence.query_bounds
     terms = np.empty((len(rows), len(bounds) - 1))
     for query in tqdm(range(len(bounds) - 1), desc=f"explaining {chosen.name}", disable=not progress or len(bounds) < 200, leave=False):
-        values = _run_block(chosen, arguments, settings or {}, ("valid", slice(bounds[query], bounds[query + 1])))
+        values = _run_block(chosen, arguments, settings or {}, len(rows) if alone else evidence.n, ("valid", slice(bounds[query], bounds[query + 1])))
         terms[:, query] = values if alone else values[rows]
     queries = pd.Index(evidence.valid["query_id_valid"][bounds[:-1]], name="query_id")
     return pd.DataFrame(terms / _divisor(evidence, chosen), index=wanted.rename("sample_id"), columns=queries)
@@ -483,7 +482,7 @@ def explain_query(
     if not len(asked):
         raise DataError(f"{query_id!r} is not a trusted query", column="query_id", mend="name a query whose rows have split 'valid'")
     arguments = gather(evidence, chosen.need, chosen.name)
-    effect = _run_block(chosen, arguments, settings or {}, ("valid", slice(asked[0], asked[-1] + 1))) / _divisor(evidence, chosen)
+    effect = _run_block(chosen, arguments, settings or {}, evidence.n, ("valid", slice(asked[0], asked[-1] + 1))) / _divisor(evidence, chosen)
     table = pd.Series(effect, index=pd.Index(evidence.sample_ids, name="sample_id"), name="effect").sort_values(ascending=False, kind="stable")
     return pd.concat([table.iloc[:most], table.iloc[max(most, len(table) - most) :]]).to_frame()
 

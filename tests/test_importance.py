@@ -1,0 +1,440 @@
+"""The contract that every registered estimator keeps, and what no notebook shows: cuts, leaks, new rows, bad input."""
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ecom_importance.importance import Evidence, estimate_cost, explain, explain_query, find, list_estimators, score, score_new
+from ecom_importance.importance import estimators as contract
+from ecom_importance.importance.estimators import ESTIMATORS, PARTS, cut, gather, part
+from ecom_importance.importance.heads import choose_ridge, fit_head, log_losses
+from ecom_importance.importance.shapley import knn_shapley, share_out
+from ecom_importance.samples import DataError
+
+NAMES = sorted(ESTIMATORS)
+BY_VALID = [name for name in NAMES if "valid" in ESTIMATORS[name].additive_over]
+BY_TRAIN = [name for name in NAMES if "train" in ESTIMATORS[name].additive_over]
+
+
+def make_samples(n=240, m=60, d=6, levels=2, seed=0) -> tuple[pd.DataFrame, np.ndarray]:
+    "Rows in queries of uneven size, splits interleaved, Chinese and English text, gains on some levels."
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n + m, d)).astype(np.float32)
+    gain = np.clip(np.digitize(x[:, 0] + 0.4 * rng.normal(size=n + m), np.linspace(-0.7, 0.7, levels - 1) if levels > 2 else [0]), 0, levels - 1) / (levels - 1)
+    train_query, valid_query = np.sort(rng.integers(0, n // 6, n)), rng.integers(1000, 1000 + m // 5, m)
+    query = np.r_[train_query, valid_query]
+    samples = pd.DataFrame({
+        "sample_id": [f"s{i}" for i in range(n + m)], "query_id": query, "query": [f"杯 {q}" for q in query], "item_id": rng.integers(0, 90, n + m),
+        "item_text": ["保温杯" * int(1 + k) for k in rng.integers(0, 9, n + m)], "label": gain, "gain": gain, "split": ["train"] * n + ["valid"] * m, "noise": "flip",
+    })
+    order = rng.permutation(n + m)
+    return samples.iloc[order].reset_index(drop=True), x[order]
+
+
+def make_evidence(**how) -> Evidence:
+    samples, x = make_samples(**how)
+    return Evidence.from_samples(samples, x)
+
+
+@pytest.fixture(scope="module")
+def evidence() -> Evidence:
+    return make_evidence()
+
+
+@pytest.mark.parametrize("levels", [2, 3, 5])
+@pytest.mark.parametrize("name", NAMES)
+def test_gives_a_finite_value_a_row(name, levels):
+    made = make_evidence(levels=levels)
+    values = score(made, name)[name]
+    assert values.shape == (made.n,) and np.isfinite(values).all() and values.dtype == np.float64
+    assert values.nunique() > 1, "a constant values nothing"
+    assert list(values.index) == list(made.sample_ids)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_cuts_change_nothing(name, seed):
+    "Every declaration of `additive_over`, cut at random places."
+    made, chosen, rng = make_evidence(levels=3), ESTIMATORS[name], np.random.default_rng(seed)
+    arguments = gather(made, chosen.need, name)
+    whole = chosen.function(**arguments)
+    if "train" in chosen.additive_over:
+        bounds = np.r_[0, np.sort(rng.choice(np.arange(1, made.n), 4, replace=False)), made.n]
+        pieces = [chosen.function(**cut(arguments, "train", slice(a, b))) for a, b in zip(bounds, bounds[1:])]
+        np.testing.assert_allclose(np.concatenate(pieces), whole, rtol=1e-6, atol=1e-6 * np.abs(whole).max())
+    if "valid" in chosen.additive_over:
+        at = np.sort(rng.choice(made.query_bounds[1:-1], 3, replace=False))
+        bounds = np.r_[0, at, made.m]
+        total = sum(chosen.function(**cut(arguments, "valid", slice(a, b))) for a, b in zip(bounds, bounds[1:]))
+        np.testing.assert_allclose(total, whole, rtol=1e-6, atol=1e-6 * np.abs(whole).max())
+
+
+@pytest.mark.parametrize("engine", ["local", "threads"])
+@pytest.mark.parametrize("name", NAMES)
+def test_blocks_and_engines_agree(name, engine, evidence, monkeypatch):
+    whole = score(evidence, name)[name]
+    monkeypatch.setattr(contract, "BLOCK_CELLS", 1500)
+    assert not ESTIMATORS[name].additive_over or len(contract.block_bounds(evidence, ESTIMATORS[name])) > 1 or "valid" not in {contract._along(need) for need in ESTIMATORS[name].need.required}
+    np.testing.assert_allclose(score(evidence, name, engine=engine)[name], whole, rtol=1e-6, atol=1e-6 * whole.abs().max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_order_of_rows_changes_nothing(name):
+    samples, x = make_samples(levels=3)
+    order = np.random.default_rng(5).permutation(len(samples))
+    first = score(Evidence.from_samples(samples, x), name)[name]
+    second = score(Evidence.from_samples(samples.iloc[order].reset_index(drop=True), x[order]), name)[name]
+    np.testing.assert_allclose(second.reindex(first.index), first, rtol=1e-4, atol=1e-4 * first.abs().max())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if ESTIMATORS[name].family in ("learned", "gradient", "shapley", "language model")])
+def test_rotating_the_vectors_changes_nothing(name):
+    samples, x = make_samples()
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(x.shape[1], x.shape[1])))[0].astype(np.float32)
+    first, second = (score(Evidence.from_samples(samples, some), name)[name] for some in (x, x @ rotation))
+    np.testing.assert_allclose(second, first, rtol=2e-3, atol=2e-3 * first.abs().max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_finds_flipped_labels_or_is_a_baseline(name):
+    made, wrong = contract.example_evidence()
+    values = score(made, name)[name]
+    lower = values[wrong].to_numpy()[:, None] < values[~wrong].to_numpy()
+    tied = values[wrong].to_numpy()[:, None] == values[~wrong].to_numpy()
+    auroc = (lower + tied / 2).mean()
+    assert (0.44 < auroc < 0.56) if ESTIMATORS[name].family in ("baseline", "statistical") else auroc > 0.75
+
+
+def test_no_estimator_sees_the_ledger_or_other_splits():
+    samples, x = make_samples()
+    plain = score(Evidence.from_samples(samples, x), NAMES)
+    extra = samples.iloc[:40].assign(sample_id=[f"e{i}" for i in range(40)], split=["select"] * 20 + ["test"] * 20, query=[f"other {i}" for i in range(40)])
+    more = pd.concat([samples.assign(noise="other"), extra], ignore_index=True)
+    made = Evidence.from_samples(more, np.r_[x, x[:40] * 100])
+    assert not {"noise", "split", "noise_valid", "split_valid", "gain"} & {*made.train, *made.valid}
+    pd.testing.assert_frame_equal(score(made, NAMES), plain)
+
+
+def test_nothing_is_computed_twice():
+    made = make_evidence(levels=3)
+    score(made, NAMES)
+    score(made, NAMES)
+    assert made.computed and set(made.computed.values()) == {1}
+
+
+@pytest.mark.parametrize("name", BY_VALID)
+def test_explanations_add_up(name, evidence):
+    ids = list(evidence.sample_ids[[3, 100, 7]])
+    values = score(evidence, name)[name]
+    terms = explain(evidence, name, ids)
+    assert terms.shape == (3, len(evidence.query_bounds) - 1) and list(terms.index) == ids
+    np.testing.assert_allclose(terms.sum(axis=1), values.loc[ids], rtol=1e-6, atol=1e-9)
+    query = terms.columns[2]
+    table = explain_query(evidence, name, query, most=4)
+    assert len(table) == 8 and table["effect"].is_monotonic_decreasing
+    np.testing.assert_allclose(explain(evidence, name, [table.index[0]])[query].iloc[0], table["effect"].iloc[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(BY_VALID)))
+def test_others_refuse_to_be_explained_and_name_those_that_can(name, evidence):
+    with pytest.raises(DataError, match="grad_dot, influence, knn_shapley"):
+        explain(evidence, name, [evidence.sample_ids[0]])
+    with pytest.raises(DataError, match="not a sum over trusted rows"):
+        explain_query(evidence, name, 1000)
+
+
+@pytest.mark.parametrize("name", BY_TRAIN)
+def test_old_rows_scored_as_new_get_their_scores(name):
+    samples, x = make_samples(levels=3)
+    made = Evidence.from_samples(samples, x)
+    values = score(made, name)[name]
+    rows = np.flatnonzero(samples["split"] == "train")[[5, 50, 120, 3]]
+    again = score_new(made, samples.iloc[rows], x[rows], name)[name]
+    np.testing.assert_allclose(again, values.loc[again.index], rtol=1e-6, atol=1e-6 * values.abs().max())
+    assert set(made.computed.values()) <= {1}
+
+
+def test_new_rows_do_not_read_old_ones():
+    samples, x = make_samples(levels=3)
+    made = Evidence.from_samples(samples, x)
+    before = score(made, BY_TRAIN)
+    for name in ("x", "y", "item_text", "query"):
+        made.train[name] = None  # whoever reads it now fails
+    rows = np.flatnonzero(samples["split"] == "train")[:9]
+    pd.testing.assert_frame_equal(score_new(made, samples.iloc[rows], x[rows], BY_TRAIN), before.loc[samples["sample_id"].iloc[rows]], check_names=False, rtol=1e-6)
+
+
+def test_estimators_that_compare_rows_refuse_new_ones(evidence):
+    samples, x = make_samples()
+    with pytest.raises(DataError, match="values rows against each other"):
+        score_new(evidence, samples.iloc[:3], x[:3], "knn_shapley")
+
+
+def test_repeats_give_a_standard_error():
+    table = score(make_evidence(), ["random", "loss"], repeats=5)
+    assert list(table) == ["random", "random_se", "loss"]
+    assert 0.08 < table["random_se"].mean() < 0.18
+
+
+def test_a_seed_is_a_seed(evidence):
+    np.testing.assert_array_equal(score(evidence, "random", seed=3), score(evidence, "random", seed=3))
+    assert (score(evidence, "random", seed=3) != score(evidence, "random", seed=4)).all().all()
+
+
+def test_cost_is_predicted_within_reason():
+    made, _ = contract.example_evidence(12_000, 400)
+    table = estimate_cost(made, ["knn_shapley", "oof_loss"])
+    assert set(table["kind"]) == {"part", "estimator"} and {"knn_shapley", "oof_loss", "head"} <= set(table["name"])
+    assert (table[["seconds", "mb"]].to_numpy() >= 0).all()
+    fresh, _ = contract.example_evidence(12_000, 400)
+    score(fresh, "oof_loss")
+    knn = table.set_index("name")["seconds"]["knn_shapley"]
+    import time
+    began = time.perf_counter()
+    score(fresh, "knn_shapley")
+    assert knn / 6 < time.perf_counter() - began < knn * 6
+
+
+# --- brute force and real retraining -------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 8), k=st.integers(1, 10), seed=st.integers(0, 999))
+def test_knn_shapley_equals_all_subsets(n, k, seed):
+    from itertools import permutations
+
+    agreement = np.random.default_rng(seed).random(n)
+    if n > 6:
+        agreement = agreement[:6]
+    n = len(agreement)
+    worth = lambda some: sum(agreement[sorted(some)][:k]) / k if len(some) else 0.0
+    values, orders = np.zeros(n), list(permutations(range(n)))
+    for order in orders:
+        for place, row in enumerate(order):
+            values[row] += worth(list(order[: place + 1])) - worth(list(order[:place]))
+    np.testing.assert_allclose(share_out(agreement, k), values / len(orders), atol=1e-12)
+
+
+def test_knn_shapley_shares_add_up(evidence):
+    values = score(evidence, "knn_shapley", settings={"knn_shapley": {"k": 7}})["knn_shapley"]
+    x, y, x_valid, y_valid = (find(evidence, name).astype(float) for name in ("x", "y", "x_valid", "y_valid"))
+    nearest = np.argsort(((x_valid[:, None] - x) ** 2).sum(-1), axis=1)[:, :7]
+    np.testing.assert_allclose(values.sum(), (1 - np.abs(y[nearest] - y_valid[:, None])).mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("n, least", [(480, 0.99), (160, 0.95)])
+def test_influence_is_leave_one_out(n, least):
+    made, _ = contract.example_evidence(n, 80, d=8, seed=2)
+    made.settings["head"] = {"ridge": 0.01}
+    quick = score(made, "influence")["influence"].to_numpy()
+    x, y, x_valid, y_valid = (find(made, name).astype(float) for name in ("x", "y", "x_valid", "y_valid"))
+    keep, true = np.ones(n), []
+    for row in range(0, n, 8):
+        keep[row] = 0
+        true.append(log_losses(fit_head(x, y, ridge=0.01, weights=keep, tolerance=1e-16).predict(x_valid), y_valid).mean())
+        keep[row] = 1
+    assert np.corrcoef(true, quick[::8])[0, 1] > least
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 999), ridge=st.sampled_from([1e-4, 1e-2, 1.0]), d=st.integers(1, 12))
+def test_head_is_the_optimum(seed, ridge, d):
+    "SciPy finds no better point, whole labels, soft labels and weights alike."
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    rng = np.random.default_rng(seed)
+    x, y, w = rng.normal(size=(80, d)), rng.random(80) ** 2, rng.random(80)
+    head = fit_head(x, y, ridge=ridge, weights=w)
+
+    def objective(theta):
+        z = x @ theta[:-1] + theta[-1]
+        return w @ (np.logaddexp(0, z) - y * z) / w.sum() + ridge / 2 * theta[:-1] @ theta[:-1] + 5e-7 * theta[-1] ** 2
+
+    best = minimize(objective, np.zeros(d + 1), method="BFGS", options={"gtol": 1e-9})
+    assert objective(np.r_[head.weights, head.intercept]) <= best.fun + 1e-8
+    np.testing.assert_allclose(head.predict(x), expit(x @ best.x[:-1] + best.x[-1]), atol=2e-3)
+
+
+def test_label_quality_equals_cleanlab():
+    from cleanlab.rank import get_label_quality_scores
+
+    made = make_evidence(levels=3)
+    values = score(made, "label_quality")["label_quality"]
+    np.testing.assert_allclose(values, get_label_quality_scores(find(made, "grade"), find(made, "oof_proba"), method="normalized_margin", adjust_pred_probs=True), atol=1e-10)
+
+
+def test_folds_keep_near_duplicates_together(evidence):
+    fold = pd.Series(find(evidence, "fold"))
+    assert fold.groupby(evidence.train["query"]).nunique().max() == 1 and fold.nunique() == 5
+
+
+def test_an_out_of_fold_prediction_does_not_know_its_row():
+    samples, x = make_samples()
+    row = int(np.flatnonzero(samples["split"] == "train")[17])
+    fixed = {"head": {"ridge": 0.1}}
+    first = Evidence.from_samples(samples, x, settings=fixed)
+    samples.loc[row, "gain"] = 1 - samples.loc[row, "gain"]
+    second = Evidence.from_samples(samples, x, settings=fixed)
+    place = list(first.sample_ids).index(samples.loc[row, "sample_id"])
+    assert abs(find(first, "oof")[place] - find(second, "oof")[place]) < 1e-5
+    assert abs(find(first, "fitted")[place] - find(second, "fitted")[place]) > 1e-4
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_no_trusted_rows_is_said_by_those_that_need_them():
+    samples, x = make_samples()
+    train = (samples["split"] == "train").to_numpy()
+    made = Evidence.from_samples(samples[train].reset_index(drop=True), x[train])
+    trusting = set(list_estimators().query("`trusted rows`")["name"])
+    for name in NAMES:
+        if name in trusting:
+            with pytest.raises(DataError, match="_valid.*mark trusted rows"):
+                score(made, name)
+        else:
+            assert np.isfinite(score(made, name)[name]).all()
+
+
+def one_query(samples):
+    return samples.assign(query="the same", query_id=np.where(samples["split"] == "train", 1, 2))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", ["one row", "all ones", "one query", "constant vectors", "duplicated rows", "one trusted row"])
+def test_hard_input_gives_a_value_or_a_reason(name, case):
+    samples, x = make_samples()
+    train = (samples["split"] == "train").to_numpy()
+    if case == "one row":
+        keep = ~train | (np.cumsum(train) == 1)
+        samples, x = samples[keep].reset_index(drop=True), x[keep]
+    elif case == "all ones":
+        samples = samples.assign(gain=1.0)
+    elif case == "one query":
+        samples = one_query(samples)
+    elif case == "constant vectors":
+        x = np.ones_like(x)
+    elif case == "duplicated rows":
+        rows = np.flatnonzero(train)
+        samples.loc[rows, ["query", "query_id", "gain"]] = samples.loc[rows[::2].repeat(2)[: len(rows)], ["query", "query_id", "gain"]].to_numpy()
+        samples["gain"] = samples["gain"].astype(float)
+        x[rows] = x[rows[::2].repeat(2)[: len(rows)]]
+    else:
+        keep = train | (np.cumsum(~train) == 1)
+        samples, x = samples[keep].reset_index(drop=True), x[keep]
+    try:
+        values = score(Evidence.from_samples(samples, x), name)[name]
+    except DataError as error:
+        assert case in ("one row", "one query", "one trusted row") and "quer" in str(error), error
+    else:
+        assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("value, what", [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite")])
+def test_vectors_must_be_finite(value, what):
+    samples, x = make_samples()
+    x[7, 2] = value
+    with pytest.raises(DataError, match=f"row 7: vectors.*{what}"):
+        Evidence.from_samples(samples, x)
+
+
+@pytest.mark.parametrize("gain", [np.nan, -0.1, 1.1])
+def test_gains_must_be_gains(gain):
+    samples, x = make_samples()
+    samples.loc[9, "gain"] = gain
+    with pytest.raises(DataError, match="'gain', row 9"):
+        Evidence.from_samples(samples, x)
+
+
+def test_ids_must_be_unique_and_vectors_aligned():
+    samples, x = make_samples()
+    with pytest.raises(DataError, match="299 vectors for 300 samples"):
+        Evidence.from_samples(samples, x[1:])
+    samples.loc[3, "sample_id"] = samples.loc[4, "sample_id"]
+    with pytest.raises(DataError, match="rows 3, 4"):
+        Evidence.from_samples(samples, x)
+
+
+@pytest.mark.parametrize("call, what", [
+    (lambda e: score(e, "knn_shaply"), "did you mean 'knn_shapley'?"),
+    (lambda e: score(e, "knn_shapley", settings={"knn_shapley": {"neighbours": 3}}), "no setting 'neighbours'"),
+    (lambda e: score(e, "knn_shapley", settings={"loss": {}}), "which is not scored"),
+    (lambda e: score(e, "loss", engine="ray"), "engine 'ray'"),
+    (lambda e: explain(e, "influence", ["nobody"]), "not among the training rows"),
+    (lambda e: explain_query(e, "influence", "nobody"), "not a trusted query"),
+    (lambda e: Evidence(e.train, {}, given={"heads": 1}), "did you mean 'head'?"),
+    (lambda e: Evidence(e.train, {}, given={"oof": np.ones(3)}), "has 3 rows"),
+    (lambda e: Evidence(e.train, {}, settings={"head": {"rigde": 1}}), "did you mean 'ridge'?"),
+])
+def test_mistakes_are_named(call, what, evidence):
+    with pytest.raises(DataError) as error:
+        call(evidence)
+    assert what in str(error.value)
+
+
+def test_a_wrong_result_is_refused(evidence):
+    @contract.estimator(family="example", source="none", register=False)
+    def short(y):
+        return y[1:]
+
+    @contract.estimator(family="example", source="none", register=False)
+    def broken(y):
+        return y / 0 * np.nan
+
+    for one, what in ((short, "expected \\(240,\\)"), (broken, "NaN or infinite")):
+        with pytest.raises(ValueError, match=what), np.errstate(all="ignore"):
+            score(evidence, one)
+
+
+def test_a_taken_name_is_an_error_and_the_same_source_is_not():
+    def declare():
+        def random(y):
+            return y
+
+        return random
+
+    with pytest.raises(ValueError, match="is taken by"):
+        contract.estimator(family="example", source="none")(declare())
+    with pytest.raises(ValueError, match="is taken by"):
+        part(along="train")(declare())
+    again = ESTIMATORS["random"].function
+    contract.estimator(family="baseline", source="definition", additive_over={"train"}, label_blind=True, sign="none", cost="O(N)")(again)
+    assert ESTIMATORS["random"].function is again
+
+
+def test_a_part_from_outside_is_used(evidence):
+    samples, x = make_samples()
+    outside = np.random.default_rng(0).random(240)
+    made = Evidence.from_samples(samples, x, given={"fitted": outside})
+    np.testing.assert_allclose(score(made, "loss")["loss"], -log_losses(outside, made.train["y"]))
+    assert "head" not in made.computed
+
+
+def test_settings_of_parts_are_kept_for_new_rows():
+    samples, x = make_samples()
+    made = Evidence.from_samples(samples, x, settings={"fold": {"n_folds": 3}, "head": {"ridge": 0.5}})
+    assert set(find(made, "fold")) == {0, 1, 2} and find(made, "head").ridge == 0.5
+
+
+def test_memory_is_set_by_the_block():
+    "N × M as one matrix would take 800 MB."
+    import tracemalloc
+
+    made, _ = contract.example_evidence(50_000, 2_000, d=4)
+    arguments = gather(made, ESTIMATORS["knn_shapley"].need, "knn_shapley")
+    tracemalloc.start()
+    knn_shapley(**{name: value[:40] if name.endswith("_valid") else value for name, value in arguments.items()})
+    assert tracemalloc.get_traced_memory()[1] < 160 * 2**20
+    tracemalloc.stop()
+
+
+def test_ridge_grows_with_noise():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 60))
+    y = (x[:, 0] > 0).astype(float)
+    fold = np.arange(400) % 5
+    noisy = np.where(rng.random(400) < 0.4, 1 - y, y)
+    assert choose_ridge(x, noisy, fold) > choose_ridge(x, y, fold)
