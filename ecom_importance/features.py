@@ -423,7 +423,10 @@ def fill_table(
 
 def _passing_file(folder: Path) -> Path:
     "A path for a file that goes when the program ends; what a killed program left a week ago goes now."
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a cache that cannot be written
+        folder = Path(tempfile.mkdtemp())
     for old in folder.glob("*.npy"):
         if time.time() - old.stat().st_mtime > 7 * 86400:
             old.unlink(missing_ok=True)
@@ -544,7 +547,7 @@ UNKNOWN_SHARE = 0.2  # of all tokens; above it the vocabulary does not fit the l
 def _report_facts(facts: np.ndarray, max_tokens: int) -> None:
     "Log what a reader of the vectors should know about their texts."
     if cut := int(facts["cut"].sum()):
-        logger.warning("encode: %s of %s distinct texts are longer than max_tokens=%s and were cut", f"{cut:,}", f"{len(facts):,}", max_tokens)
+        logger.warning("encode: %s of %s distinct texts are longer than max_tokens=%s, or than the encoder takes, and were cut", f"{cut:,}", f"{len(facts):,}", max_tokens)
     share = facts["unknown"].sum() / max(facts["tokens"].sum(), 1)
     mostly = int((2 * facts["unknown"] > facts["tokens"]).sum())
     if share > UNKNOWN_SHARE or mostly > 0.01 * len(facts):
@@ -561,8 +564,11 @@ def _scale(vectors: np.ndarray, block: int = 65536) -> None:
 
 def _width(folder: Path) -> int:
     "The length of a model's vectors, from its configuration alone."
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return int(next((config[name] for name in ("hidden_size", "d_model", "dim", "n_embd") if name in config), 0)) or load_encoder(folder).dim
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return next(int(config[name]) for name in ("hidden_size", "d_model", "dim", "n_embd") if name in config)
+    except (ValueError, TypeError, StopIteration):
+        return load_encoder(folder, device="cpu").dim  # knows every kind of configuration, or says what is wrong with this one
 
 # %% ../nbs/03_features.ipynb #bb0fc0f9
 def encode(
