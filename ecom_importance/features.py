@@ -21,7 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -93,8 +93,10 @@ def model_folder(
     return folder
 
 # %% ../nbs/03_features.ipynb #e807c838
+@lru_cache(maxsize=16)
 def _fetch(name: str) -> Path:
-    "The local copy of a model of the Hub."
+    "The local copy of a model of the Hub; the Hub is asked once in a process."
+    import_transformers()
     from huggingface_hub import snapshot_download
 
     try:
@@ -200,7 +202,7 @@ def load_encoder(
         mend = "use a model that transformers has built in" if remote else "save model and tokenizer there again with save_pretrained"
         what = "the model brings Python code of its own, which is not run" if remote else f"transformers cannot open the model: {type(failure).__name__}: {str(failure).strip().splitlines()[0][:200]}"
         raise DataError(what, file=folder, expected="an encoder that transformers.AutoModel opens", mend=mend) from failure
-    if network.config.is_encoder_decoder:
+    if getattr(network.config, "is_encoder_decoder", False):
         network = network.get_encoder()
     device = choose_device(device)
     limits = (tokenizer.model_max_length, getattr(network.config, "max_position_embeddings", None) or tokenizer.model_max_length)
@@ -345,6 +347,11 @@ def save_shard(
     return write_whole(folder / f"{name}.npz", write)
 
 
+def _shards(folder: Path) -> list[Path]:
+    "The finished shards: a leading dot marks one that is being written."
+    return sorted(folder.glob("[!.]*.npz"))
+
+
 def read_shards(
     folder: Path,
     keys: np.ndarray,  # (N,) wanted, no two alike
@@ -355,7 +362,7 @@ def read_shards(
     found = np.zeros(len(keys), dtype=bool)
     order = np.argsort(keys)
     sorted_keys = keys[order]
-    for path in sorted(folder.glob("*.npz")):
+    for path in _shards(folder):
         if found.all():
             break
         try:
@@ -367,10 +374,10 @@ def read_shards(
                 if len(rows):
                     vectors[rows], facts[rows] = shard["vectors"][hits], shard["facts"][hits]
                     found[rows] = True
-        except FileNotFoundError:  # another process has merged it meanwhile
+        except (OSError, MemoryError):  # merged by another process meanwhile, or not to be read now: no sign of damage
             continue
         except Exception as failure:  # whatever a damaged zip or array raises
-            logger.warning("vector cache: %s is damaged (%s) and was removed; its texts are encoded again", path.name, type(failure).__name__)
+            logger.warning("vector cache: a damaged shard (%s) was removed; its texts are encoded again", type(failure).__name__)
             path.unlink(missing_ok=True)
     return found
 
@@ -379,22 +386,25 @@ SMALL_SHARD, MANY_SHARDS = 4 << 20, 32  # bytes; shards of at most that size
 
 
 def merge_shards(folder: Path) -> None:
-    "Join the small shards of a folder when they have become many."
-    small = [path for path in sorted(folder.glob("*.npz")) if path.stat().st_size <= SMALL_SHARD]
+    "Join the small shards of a folder when they have become many; sweep up what killed runs left half-written."
+    for path in folder.glob(".*.tmp.npz"):
+        if time.time() - path.stat().st_mtime > 86400:
+            path.unlink(missing_ok=True)
+    small = [path for path in _shards(folder) if path.stat().st_size <= SMALL_SHARD]
     if len(small) <= MANY_SHARDS:
         return
-    parts, read = [], []
+    parts = {}
     for path in small:
         try:
             with np.load(path) as shard:
-                parts.append((shard["keys"], shard["facts"], shard["vectors"]))
-            read.append(path)
+                parts[path] = (shard["keys"], shard["facts"], shard["vectors"])
         except Exception:  # damaged, or gone already: the next look-up deals with it
             continue
-    keys, facts, vectors = (np.concatenate(each) for each in zip(*parts))
-    _, once = np.unique(keys, return_index=True)
-    save_shard(folder, keys[once], facts[once], vectors[once])
-    for path in read:
+    if parts:
+        keys, facts, vectors = (np.concatenate(each) for each in zip(*parts.values()))
+        _, once = np.unique(keys, return_index=True)
+        save_shard(folder, keys[once], facts[once], vectors[once])
+    for path in parts:
         path.unlink(missing_ok=True)
 
 # %% ../nbs/03_features.ipynb #a8e402c8
@@ -407,7 +417,7 @@ def fill_table(
     out: str | Path | None = None,  # a .npy file to make; None keeps small tables in memory
     cache: bool | str | Path = True,  # as in `cache_root`; where a large table without a name lies
 ) -> np.ndarray:  # float32 (rows, dim)
-    "A filled table: in memory, or memory-mapped when it has a name or is large."
+    "A filled table: in memory; memory-mapped when large; a memory-mapped, read-only file when it has a name."
     if out is None and shape[0] * shape[1] * 4 <= MAP_ABOVE:
         table = np.zeros(shape, dtype=np.float32)
         fill(table)
@@ -536,8 +546,9 @@ def _fill_distinct(texts: np.ndarray, vectors: np.ndarray, model: str | Path | N
         if precision == "int8":
             encoder = check_int8(encoder, load_int8(encoder, cache), texts[missing], agreement, **how)
         _run_missing(encoder, texts, keys, missing, vectors, facts, folder, progress, **how)
-        if folder and folder.is_dir():
-            merge_shards(folder)
+        if folder:
+            with suppress(OSError):  # another process merges at this moment, or the disk is full: merging can wait
+                merge_shards(folder)
     return facts
 
 # %% ../nbs/03_features.ipynb #808fd474

@@ -310,6 +310,26 @@ def test_many_small_shards_become_one_and_lose_nothing(tmp_path):
     np.testing.assert_array_equal(found, table)
 
 
+def test_a_shard_that_another_process_is_writing_is_left_alone(tiny, own_cache, caplog, monkeypatch):
+    encode(some_texts(3), tiny, progress=False)
+    (folder,) = (own_cache / "vectors").iterdir()
+    fresh, stale = folder / ".one.1.tmp.npz", folder / ".two.2.tmp.npz"
+    for path in (fresh, stale):
+        path.write_bytes(b"half a shard")
+    os.utime(stale, (0, 0))  # of a run killed long ago
+    encode(some_texts(5), tiny, progress=False)
+    assert fresh.exists() and not stale.exists() and "damaged" not in caplog.text
+
+
+def test_a_shard_that_cannot_be_read_now_is_kept(tiny, own_cache, monkeypatch):
+    first = encode(some_texts(3), tiny, progress=False)
+    for failure in (PermissionError, MemoryError):
+        with monkeypatch.context() as patch:
+            patch.setattr(features.np, "load", lambda *_, failure=failure, **__: (_ for _ in ()).throw(failure()))
+            np.testing.assert_allclose(encode(some_texts(3), tiny, progress=False), first, atol=3e-6)
+    assert len(shards(own_cache)) == 3
+
+
 def test_a_run_that_is_interrupted_keeps_what_it_finished(tiny, runs, monkeypatch):
     monkeypatch.setattr(features, "CHUNKS", {"cpu": (10, 10)})
     counting = features.embed
