@@ -1,5 +1,6 @@
 """Adapters on small files in each source's exact format, on the real files where they are, and the way from histories to samples."""
 
+import gzip
 import json
 from importlib.util import find_spec
 
@@ -227,6 +228,16 @@ def test_ubi_two_files_equal_one(tmp_path):
     pd.testing.assert_frame_equal(one, read_ubi(asked, done, products=SHOP))
 
 
+@pytest.mark.parametrize("name", ["dump.jsonl", "dump.jsonl.gz"])
+def test_ubi_dumps_of_an_index(tmp_path, name):
+    lines = a_search()
+    bare = read_ubi(write_lines(tmp_path / "bare.jsonl", lines), products=SHOP)
+    dumped = [{"_index": "ubi_events" if "action_name" in line else "ubi_queries", "_id": str(n), "_source": line} for n, line in enumerate(lines)]
+    text = "".join(json.dumps(line) + "\n" for line in dumped)
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    pd.testing.assert_frame_equal(bare, read_ubi(tmp_path / name, products=SHOP))
+
+
 def test_ubi_positions_start_where_each_application_starts_them(tmp_path):
     lines = a_search() + [query_line("q2", "tea", application="app"), event_line("impression", "q2", "E", 1, 1, "app"), event_line("impression", "q2", "D", 2, 1, "app")]
     samples = read_ubi(write_lines(tmp_path / "ubi.ndjson", lines), products=SHOP)
@@ -402,6 +413,12 @@ def test_event_log_does_not_depend_on_the_order_of_rows():
     one = read_event_log(visits(), **told).set_index("sample_id").sort_index()
     other = read_event_log(visits().sample(frac=1, random_state=1), **told).set_index("sample_id").sort_index()
     pd.testing.assert_frame_equal(one, other, check_like=True)
+
+
+def test_event_log_sessions_first_then_users():
+    table = visits().assign(session=["s1", "s2", None, None, None], visitor=["v1", "v1", "v1", "v2", None])
+    samples = read_event_log(table, columns=COLUMNS | {"session": "session_id"}, behaviours=WORDS, products=SHOP)
+    assert samples["query_id"].str.split("|").str[0].tolist().count("s1") == 1 and set(samples["query_id"].str.split("|").str[0]) == {"s1", "s2", "v1", "v2", ""}
 
 
 def test_event_log_with_its_own_query_ids_and_texts():
@@ -616,6 +633,7 @@ def test_history_text_is_recent_first_distinct_and_bounded():
     assert write_histories(events, texts, n_history=2, users={1: "age 65+"}).to_dict() == {1: "age 65+; 茶; tea"}
     assert write_histories(events, texts, before="2026-01-03").to_dict() == {1: "jam; tea"}
     assert write_histories(events.sample(frac=1, random_state=0), texts).to_dict() == {1: "茶; tea; jam"}
+    assert write_histories(events.assign(item_id=[1, 2, 9, 3, 4]), texts | {9: "ＴＥＡ"}).to_dict() == {1: "茶; ＴＥＡ; jam"}, "one text in two widths"
     basket = events.assign(timestamp=pd.Timestamp("2026-01-01"))
     assert write_histories(basket, texts)[1] == write_histories(basket.iloc[::-1], texts)[1], "the order of rows decides nothing"
 

@@ -9,6 +9,7 @@ __all__ = ['log', 'Gains', 'Table', 'SOURCES', 'ESCI_WORDS', 'UBI_ACTIONS', 'UBI
            'read_complete_journey', 'write_histories', 'popularity', 'histories_to_samples']
 
 # %% ../../nbs/02_preprocessing/03_sources.ipynb #25b45034
+import gzip
 import json
 import logging
 import re
@@ -21,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from .reading import find_files, read_table
-from ..samples import (BEHAVIOUR, ESCI_KDD, GRADES_1_3, WANDS, DataError, GainMap, GradeScale, fit_query_clusters,
+from ..samples import (BEHAVIOUR, ESCI_KDD, GRADES_1_3, WANDS, DataError, GradeScale, fit_query_clusters,
                                      normalise_text, split_by_query, stable_hash, stable_uniform)
 
 log = logging.getLogger("ecom_importance")
@@ -372,10 +373,23 @@ def _ubi_moments(stamps: pd.Series) -> pd.Series:
     return texts.fillna(pd.to_datetime(numbers, unit="ms", utc=True)).dt.tz_localize(None).astype("datetime64[ns]")
 
 
+def _inside(table: Table, columns: Mapping[str, str]) -> dict[str, str]:
+    "The columns as they are, or inside `_source`, where a dump of an index puts them."
+    if isinstance(table, pd.DataFrame):
+        return dict(columns)
+    first = find_files(table)[0]
+    with gzip.open(first, "rb") if first.name.lower().endswith(".gz") else open(first, "rb") as lines:
+        try:
+            dumped = "_source" in json.loads(lines.readline(2**20))
+        except (ValueError, TypeError, OSError, EOFError):  # not JSON lines, or damaged: the reader says so with more to say
+            dumped = False
+    return {f"_source.{name}" if dumped else name: ours for name, ours in columns.items()}
+
+
 def _ubi_queries(queries: Table, encoding: str) -> pd.DataFrame:
     "The logged queries, oldest first; a file of both kinds holds events too, which have an action."
     more = {"timestamp": "timestamp", "query_response_hit_ids": "hits", "client_id": "client_id", "action_name": "action", "application": "application"}
-    asked = _read(queries, "UBI", _UBI_QUERY, more, {"timestamp": "str"}, encoding=encoding)
+    asked = _read(queries, "UBI", _inside(queries, _UBI_QUERY), _inside(queries, more), {"timestamp": "str"}, encoding=encoding)
     asked = asked[asked["query"].notna() & asked["query_id"].notna() & (asked["action"].isna() if "action" in asked else True)]
     moments = _ubi_moments(asked["timestamp"]) if "timestamp" in asked else pd.NaT
     return asked.assign(timestamp=moments).sort_values("timestamp", kind="stable", na_position="first").reset_index(drop=True)
@@ -383,7 +397,8 @@ def _ubi_queries(queries: Table, encoding: str) -> pd.DataFrame:
 # %% ../../nbs/02_preprocessing/03_sources.ipynb #fa183cc0
 def _ubi_events(events: Table, asked: pd.DataFrame, actions: Mapping[str, str], left_out: dict[str, int], encoding: str) -> pd.DataFrame:
     "The events that say something of an item that answered a query."
-    done = _read(events, "UBI", _UBI_EVENT, _UBI_MORE | _UBI_ATTRIBUTES | {"event_attributes": "attributes"}, {"timestamp": "str"}, encoding=encoding)
+    more = _UBI_MORE | _UBI_ATTRIBUTES | {"event_attributes": "attributes"}
+    done = _read(events, "UBI", _inside(events, _UBI_EVENT), _inside(events, more), {"timestamp": "str"}, encoding=encoding)
     done = done[done["action"].notna()]
     if "attributes" in done:
         for path, name in _UBI_ATTRIBUTES.items():
@@ -549,10 +564,12 @@ def read_event_log(
 
 def _occurrences(table: pd.DataFrame, gap: pd.Timedelta) -> pd.Series:
     "A name for each occurrence of a query: user, words, and a count of pauses."
-    who = next((table[name].astype(object).where(table[name].notna(), "").astype(str) for name in ("session_id", "user_id") if name in table), "")
     words = {text: normalise_text(text) for text in table["query"].unique()}
-    name = who + "|" + table["query"].map(words) if isinstance(who, pd.Series) else table["query"].map(words)
-    if "timestamp" not in table or not isinstance(who, pd.Series):
+    name, known = table["query"].map(words), [who for who in ("session_id", "user_id") if who in table]
+    if known:
+        who = table[known].astype(object).bfill(axis=1).iloc[:, 0]
+        name = who.where(who.notna(), "").astype(str) + "|" + name
+    if not known or "timestamp" not in table:
         return name
     order = table["timestamp"].sort_values(kind="stable")
     pause = order.groupby(name.reindex(order.index)).diff() > gap
@@ -780,8 +797,11 @@ def write_histories(
         events = events[events["timestamp"] < _moment(before, events["timestamp"])]
     last = events.sort_values("timestamp", ascending=False)[["user_id", "item_id", "timestamp"]].drop_duplicates(["user_id", "item_id"])
     last = last.assign(text=last["item_id"].map(texts)).dropna(subset="text")
-    place = dict(zip(texts.unique(), stable_uniform(texts.unique())))
-    last = last.assign(place=last["text"].map(place)).sort_values(["timestamp", "place"], ascending=[False, True], kind="stable").drop_duplicates(["user_id", "text"])
+    distinct = {text: normalise_text(text) for text in last["text"].unique()}
+    place = dict(zip(distinct.values(), stable_uniform(distinct.values())))
+    last["key"] = last["text"].map(distinct)
+    last["place"] = last["key"].map(place)
+    last = last.sort_values(["timestamp", "place", "text"], ascending=[False, True, True], kind="stable").drop_duplicates(["user_id", "key"])
     last = last[last.groupby("user_id", sort=False).cumcount() < n_history]
     histories = last.groupby("user_id", sort=False)["text"].agg(separator.join)
     if users is not None:
