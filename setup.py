@@ -22,7 +22,7 @@ setup(
     author=settings["author"],
     author_email=settings["author_email"],
     url=settings["git_url"],
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     classifiers=[
         "Development Status :: 3 - Alpha",
         f"Intended Audience :: {settings['audience']}",

@@ -108,7 +108,7 @@ def complete_samples(
         raise DataError("labels need a gain map to become gains", file=file, column="label", mend=f"say --gain-map with one of {', '.join(GAIN_MAPS)}")
     if gain_map is not None and "label" in table:
         table["gain"] = gain_map(table["label"], file=file)
-    table["label"] = table["label"] if "label" in table else table["gain"].astype(str)
+    table["label"] = table["label"] if "label" in table else table["gain"].map(str)
     prefix = "" if split == "train" else f"{split}-"
     if "sample_id" not in table:
         table["sample_id"] = [f"{prefix}{row}" if prefix else row for row in range(len(table))]

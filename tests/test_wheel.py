@@ -16,6 +16,7 @@ from test_house import REQUIREMENTS, ROOT, SETTINGS, canonical, copy_tree
 def run(*words, cwd: Path, **environment) -> str:
     # What a developer's shell says about Python must not reach the environment under test.
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    clean["JUPYTER_PATH"] = str(Path(sys.prefix) / "share" / "jupyter")  # nbconvert's page templates, borrowed like the libraries
     done = subprocess.run([str(word) for word in words], cwd=cwd, env={**clean, **environment}, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
