@@ -109,7 +109,7 @@ class TextRanker:
         write_facts(self, folder, max_tokens=self.max_tokens, encoder=self.encoder.name, encoder_hash=self.encoder.digest, **self.facts())
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.encoder.name}, {len(self.history)} epochs of training)"
+        return f"{type(self).__name__}({self.encoder.name}, {max(len(self.history) - 1, 0)} epochs of training)"
 
 # %% ../../nbs/06_finetuning/00_rankers.ipynb #ce4cc79f
 class BiEncoder(TextRanker):
@@ -309,8 +309,8 @@ def write_folder(
         if folder.exists():
             os.replace(folder, aside)
         os.replace(beside, folder)
-    except PermissionError as failure:
-        raise DataError(f"the folder cannot be written: {failure.strerror}", file=folder, mend="choose a folder that you may write to") from failure
+    except OSError as failure:
+        raise DataError(f"the folder cannot be written: {failure.strerror or failure}", file=folder, mend="choose a folder that you may write to, on a disk with room") from failure
     finally:
         if aside.exists() and not folder.exists():  # the second rename failed: the old one comes back
             os.replace(aside, folder)
@@ -355,7 +355,7 @@ def load_ranker(
         else:
             ranker = BiEncoder(encoder, facts["max_tokens"])
             ranker.line.data.copy_(import_torch().tensor(facts["line"]))
-    ranker.settings, ranker.history = facts["settings"], pd.DataFrame(facts["history"])
+    ranker.settings, ranker.history = facts["settings"], pd.DataFrame(facts["history"]).apply(pd.to_numeric)
     if (folder / "record.parquet").is_file():
         ranker.record = pd.read_parquet(folder / "record.parquet")
     return ranker
