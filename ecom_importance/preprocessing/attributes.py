@@ -151,15 +151,27 @@ def _utc(times: pd.Series, what: str) -> pd.Series:
     return plain.astype("datetime64[us]")
 
 
-def _running_counts(log: pd.DataFrame, keys: list[str], when: pd.Series, behaviour: str, behaviours: Sequence[str], dwell: str | None) -> pd.DataFrame:
+def _code_keys(log: pd.DataFrame, samples: pd.DataFrame, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    "The keys of both tables as whole numbers; an error when one holds numbers and the other texts, since then nothing would match."
+    for key in keys:
+        kinds = [pd.api.types.is_numeric_dtype(table[key].dtype) for table in (log, samples)]
+        if len(log) and len(samples) and kinds[0] != kinds[1]:
+            raise DataError(f"the log's keys are {log[key].dtype}, the samples' {samples[key].dtype}", column=key, expected="one type in both tables",
+                            mend="read both with the same types")
+    both = pd.concat([log[keys].astype(object), samples[keys].astype(object)], ignore_index=True)
+    codes = both.groupby(keys, dropna=False, sort=False).ngroup().to_numpy()
+    return codes[:len(log)], codes[len(log):]
+
+
+def _running_counts(log: pd.DataFrame, key: str, when: pd.Series, behaviour: str, behaviours: Sequence[str], dwell: str | None) -> pd.DataFrame:
     "For each event, what had happened to its key by then, itself included; in the order of time."
     order = np.argsort(when.to_numpy(), kind="stable")
     events, moments = log.iloc[order], when.iloc[order]
     columns = {f"n_{name}": (events[behaviour] == name).astype(np.int64) for name in behaviours}
     if dwell:
         columns |= {"dwell_sum": events[dwell].astype(float).fillna(0), "dwell_count": events[dwell].notna().astype(np.int64)}
-    running = pd.DataFrame(columns).groupby([events[key] for key in keys], sort=False).cumsum()
-    return running.assign(**{key: events[key] for key in keys}, _when=moments, _last=moments)
+    running = pd.DataFrame(columns).groupby(events[key], sort=False).cumsum()
+    return running.assign(**{key: events[key]}, _when=moments, _last=moments)
 
 # %% ../../nbs/02_preprocessing/02_attributes.ipynb #b3d78d40
 def behaviour_counts(
@@ -180,20 +192,17 @@ def behaviour_counts(
             raise DataError(f"the {what} have no such column", column=lacking[0], expected=f"one of {', '.join(map(str, table.columns))}")
     if unknown := sorted(set(map(str, log[behaviour].dropna().unique())) - set(behaviours)):
         raise DataError(f"behaviours that are not expected: {', '.join(unknown[:5])}", column=behaviour, expected=f"one of {', '.join(behaviours)}", mend="name them in `behaviours`")
-    log = log.dropna(subset=keys)
+    log, key = log.dropna(subset=keys), "_key"
+    log_key, asked_key = _code_keys(log, samples, keys)
     now = pd.Series(pd.Timestamp(until), index=samples.index, name=timestamp) if until is not None else samples[timestamp]
-    asked = samples[keys].assign(_when=_utc(now, "the samples' times"), _row=np.arange(len(samples))).sort_values("_when", kind="stable")
-    past = _running_counts(log, keys, _utc(log[timestamp], "the log's times"), behaviour, behaviours, dwell)
-    try:
-        found = pd.merge_asof(asked, past, on="_when", by=keys, allow_exact_matches=False).sort_values("_row")
-    except pd.errors.MergeError as error:
-        raise DataError(f"the keys of the log and of the samples cannot be compared: {error}", column=keys[0], expected="one type in both tables",
-                        mend="read both with the same types") from None
+    asked = pd.DataFrame({key: asked_key, "_when": _utc(now, "the samples' times").to_numpy(), "_row": np.arange(len(samples))}).sort_values("_when", kind="stable")
+    past = _running_counts(log.assign(**{key: log_key}), key, _utc(log[timestamp], "the log's times"), behaviour, behaviours, dwell)
+    found = pd.merge_asof(asked, past, on="_when", by=key, allow_exact_matches=False).sort_values("_row")
     return _name_counts(found, "_".join(keys), behaviours, dwell).set_axis(samples.index)
 
 
 def _name_counts(found: pd.DataFrame, key: str, behaviours: Sequence[str], dwell: str | None) -> pd.DataFrame:
-    columns = {f"{key}_n_{name}": found[f"n_{name}"].fillna(0).astype(np.int64) for name in behaviours}
+    columns: dict[str, pd.Series] = {f"{key}_n_{name}": found[f"n_{name}"].fillna(0).astype(np.int64) for name in behaviours}
     columns[f"{key}_recency_days"] = (found["_when"] - found["_last"]).dt.total_seconds() / 86400
     if dwell:
         columns[f"{key}_mean_dwell_s"] = found["dwell_sum"] / found["dwell_count"].where(found["dwell_count"] > 0)
@@ -329,4 +338,4 @@ def attach_propensities(
     if len(unknown):
         raise DataError("positions without a propensity", column="position", rows=unknown, expected=f"one of {', '.join(map(str, propensities.index))}",
                         mend="estimate on a log that shows these positions")
-    return samples.assign(propensity=found.clip(upper=1.0))
+    return samples.assign(propensity=found.astype(float).clip(upper=1.0))

@@ -11,6 +11,7 @@ __all__ = ['INLINE', 'BLOCK', 'NOT_A_TAG', 'NOT_AN_ENTITY', 'PROGRAM', 'LONE_SUR
            'rate_threshold', 'flag_bots', 'drop_bots', 'clean_samples', 'clean_log']
 
 # %% ../../nbs/02_preprocessing/01_cleaning.ipynb #f752cbb1
+import glob
 import html
 import re
 import tempfile
@@ -24,7 +25,7 @@ import duckdb
 import numpy as np
 import pandas as pd
 
-from .reading import Source, deduplicate, open_database, scan
+from .reading import Source, as_data_error, deduplicate, open_database, quote_column, quote_value, scan
 from ..samples import REQUIRED, DataError, normalise_text, write_whole
 
 # %% ../../nbs/02_preprocessing/01_cleaning.ipynb #184c2559
@@ -54,7 +55,7 @@ class CleaningReport:
 INLINE = ("a", "abbr", "b", "big", "bdi", "cite", "code", "del", "em", "font", "i", "ins", "mark", "s", "small", "span", "strong", "sub", "sup", "u", "wbr")
 BLOCK = ("blockquote", "body", "br", "center", "dd", "div", "dl", "dt", "h1", "h2", "h3", "h4", "h5", "h6", "head", "hr", "html", "img", "li", "ol", "p",
          "pre", "section", "table", "tbody", "td", "th", "thead", "title", "tr", "ul")
-NOT_A_TAG = re.compile(rf"<(?!/?(?:{'|'.join(INLINE + BLOCK)})(?:[\s/][^<>]*)?>|!--.*?-->)", re.I | re.S)
+NOT_A_TAG = re.compile(rf"<(?!/?(?:{'|'.join(INLINE + BLOCK)})(?:\s[^<>]*=[^<>]*|\s*/?\s*)>|!--.*?-->)", re.I | re.S)
 NOT_AN_ENTITY = re.compile(r"&(?!(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z][a-z0-9]{1,30});)", re.I)
 PROGRAM = re.compile(r"<(script|style)\b[^<>]*>.*?</\1\s*>", re.I | re.S)
 
@@ -168,7 +169,8 @@ def repair_texts(
         if changed.any():
             touched |= changed[codes]
             values = np.array([*new, None], dtype=object)[codes]
-            repaired[column] = pd.Series(values, index=table.index, dtype=table[column].dtype)
+            kind = object if isinstance(table[column].dtype, pd.CategoricalDtype) else table[column].dtype
+            repaired[column] = pd.Series(values, index=table.index, dtype=kind)
     return repaired, int(touched.sum())
 
 
@@ -297,7 +299,7 @@ def find_conflicts(
 
 # %% ../../nbs/02_preprocessing/01_cleaning.ipynb #31959d10
 RATE_SQL = """
-SELECT user_id, session, count(*) AS events, max(minute) AS peak_rate, min(moment) AS start, max(moment) AS stop
+SELECT user_id, session::BIGINT AS session, count(*) AS events, max(minute) AS peak_rate, min(moment) AS start, max(moment) AS stop
 FROM (SELECT user_id, session, moment,
              count(*) OVER (PARTITION BY user_id, session ORDER BY moment RANGE BETWEEN INTERVAL 60 SECONDS PRECEDING AND CURRENT ROW) AS minute
       FROM (SELECT user_id, moment, sum(new) OVER (PARTITION BY user_id ORDER BY moment RANGE UNBOUNDED PRECEDING) AS session
@@ -314,18 +316,27 @@ def measure_sessions(
     user: str = "user_id",          # the column of users
     timestamp: str = "timestamp",   # the column of times
     gap_minutes: float = 30,        # a silence longer than this ends a session
-) -> pd.DataFrame:                  # user_id, session (counted from 1), events, peak_rate (events within 60 s), start, stop
+) -> pd.DataFrame:                  # user_id, session (counted from 1), events, peak_rate (events within 60 s), start, stop; users as they first appear
     "Cut each user's events into sessions and count how many and how fast they are."
     for name in (user, timestamp):
         if name not in log.columns:
             raise DataError("the log has no such column", column=name, expected=f"one of {', '.join(map(str, log.columns))}")
-    names = {key: '"' + name.replace('"', '""') + '"' for key, name in (("user", user), ("timestamp", timestamp))}
-    sql = RATE_SQL.format(**names, gap=int(gap_minutes * 60))
     if isinstance(log, duckdb.DuckDBPyRelation):
-        return log.query("log", sql).df()
+        return log.query("log", RATE_SQL.format(user=quote_column(user), timestamp=quote_column(timestamp), gap=int(gap_minutes * 60))).df()
+    codes, users = pd.factorize(log[user])  # DuckDB needs one type for all users; a table may hold several
+    events = pd.DataFrame({"user_id": codes, "moment": _moments(log[timestamp])})
     with open_database("80%") as connection:
-        connection.register("log", log[[user, timestamp]])
-        return connection.execute(sql).df()
+        connection.register("log", events[codes >= 0])
+        sessions = connection.execute(RATE_SQL.format(user="user_id", timestamp="moment", gap=int(gap_minutes * 60))).df()
+    return sessions.assign(user_id=users.take(sessions["user_id"]))
+
+
+def _moments(times: pd.Series) -> pd.Series:
+    "Times in whole microseconds, as DuckDB counts them; UTC without a zone."
+    if not pd.api.types.is_datetime64_any_dtype(times.dtype):
+        raise DataError(f"this column holds {times.dtype}, not times", column=times.name, expected="timestamps", mend="read it with types={…: 'timestamp'}")
+    plain = times.dt.tz_convert("UTC").dt.tz_localize(None) if times.dt.tz is not None else times
+    return plain.astype("datetime64[us]")
 
 # %% ../../nbs/02_preprocessing/01_cleaning.ipynb #7a852c19
 DEVIATIONS = 4.0               # robust standard deviations above the median
@@ -372,9 +383,10 @@ def drop_bots(
     "Drop the rows of bot-like sessions; a row without user or time is not judged."
     bots = flag_bots(measure_sessions(table, user=user, timestamp=timestamp, gap_minutes=gap_minutes), **thresholds)
     bots = bots[bots["bot"]]
-    inside = pd.Series(False, index=table.index)
-    for who, start, stop in bots[["user_id", "start", "stop"]].itertuples(index=False):
-        inside |= (table[user] == who) & table[timestamp].between(start, stop)
+    suspects = pd.DataFrame({"user_id": table[user].to_numpy(), "moment": _moments(table[timestamp]).to_numpy(), "row": np.arange(len(table))})
+    within = suspects[table[user].isin(bots["user_id"]).to_numpy()].merge(bots[["user_id", "start", "stop"]], on="user_id")
+    inside = np.zeros(len(table), dtype=bool)
+    inside[within.loc[within["moment"].between(within["start"], within["stop"]), "row"]] = True
     return table[~inside], int(inside.sum())
 
 # %% ../../nbs/02_preprocessing/01_cleaning.ipynb #c29edf11
@@ -412,38 +424,6 @@ def _clean_gaps(samples: pd.DataFrame, columns: Sequence[str], fill: Mapping[str
     return samples
 
 # %% ../../nbs/02_preprocessing/01_cleaning.ipynb #da487b76
-def clean_samples(
-    samples: pd.DataFrame,              # a sample table, or the columns of one that are there already
-    *,
-    text: Sequence[str] = ("query", "item_text"),  # the columns of text
-    max_characters: int | None = None,  # cut longer texts; None keeps them whole
-    fill: Mapping[str, object] | None = None,  # column → value, 'median' or 'mode' for its gaps
-    rules: Mapping[str, tuple[float, float]] = RULES,  # column → least and greatest possible value
-    conflicts: str = "keep",            # 'keep' rows whose label is contradicted, or 'drop' all of them
-    bots: bool = True,                  # whether bot-like sessions are dropped, where there are user and time
-    now: pd.Timestamp | None = None,    # the end of possible times; this moment when None
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # the samples, numbered anew, and the cleaning report
-    "Clean a table step by step; the report says how many rows each step touched. `DataError` when nothing is left."
-    if conflicts not in ("keep", "drop"):
-        raise DataError(f"conflicts={conflicts!r}", expected="'keep' or 'drop'")
-    if unknown := sorted(set(fill or {}) - set(samples.columns)):
-        raise DataError("`fill` names columns that are not there", column=unknown[0], expected=f"one of {', '.join(map(str, samples.columns))}")
-    report, given, text = CleaningReport(), len(samples), [name for name in text if name in samples.columns]
-    samples = _clean_gaps(_clean_texts(samples, text, max_characters, report), text, fill or {}, report)
-    wrong = find_impossible(samples, rules, now)
-    named = ", ".join(f"{name} {count:,}" for name, count in wrong.sum().items() if count)
-    samples, touched = drop_impossible(samples, rules, now)
-    report.add("impossible values", len(samples) + touched, touched, len(samples), f"dropped: {named}" if named else f"none in {', '.join(wrong.columns) or 'any column'}")
-    samples, touched = drop_duplicates(samples)
-    report.add("exact duplicates", len(samples) + touched, touched, len(samples), "all but the first dropped")
-    samples = _clean_conflicts(samples, conflicts, report)
-    samples = _clean_bots(samples, bots, report)
-    if samples.empty:
-        raise DataError(f"none of {given:,} rows is left after cleaning: " + "; ".join(f"{line['step']} {line['rows touched']:,}" for line in report.lines if line["rows touched"]),
-                        expected="at least one clean row", mend="read the steps in this message; fill gaps with `fill`, or widen `rules`")
-    return samples.reset_index(drop=True), report.table
-
-
 def _clean_conflicts(samples: pd.DataFrame, conflicts: str, report: CleaningReport) -> pd.DataFrame:
     if not {"query", "item_text", "label"} <= set(samples.columns):
         report.add("contradicting labels", len(samples), 0, len(samples), "not checked: needs query, item_text and label")
@@ -465,17 +445,77 @@ def _clean_bots(samples: pd.DataFrame, bots: bool, report: CleaningReport) -> pd
     report.add("bot-like sessions", rows, touched, len(samples), f"dropped: above {limits['peak_rate']:.0f} events within a minute or {limits['events']:.0f} a session")
     return samples
 
+# %% ../../nbs/02_preprocessing/01_cleaning.ipynb #37830e62
+def clean_samples(
+    samples: pd.DataFrame,              # a sample table, or the columns of one that are there already
+    *,
+    text: Sequence[str] = ("query", "item_text"),  # the columns of text
+    max_characters: int | None = None,  # cut longer texts; None keeps them whole
+    fill: Mapping[str, object] | None = None,  # column → value, 'median' or 'mode' for its gaps
+    rules: Mapping[str, tuple[float, float]] = RULES,  # column → least and greatest possible value
+    conflicts: str = "keep",            # 'keep' rows whose label is contradicted, or 'drop' all of them
+    bots: bool = True,                  # whether bot-like sessions are dropped, where there are user and time
+    now: pd.Timestamp | None = None,    # the end of possible times; this moment when None
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # the samples, numbered anew, and the cleaning report
+    "Clean a table step by step; the report says how many rows each step touched. `DataError` when nothing is left."
+    if conflicts not in ("keep", "drop"):
+        raise DataError(f"conflicts={conflicts!r}", expected="'keep' or 'drop'")
+    if unknown := sorted(set(fill or {}) - set(samples.columns)):
+        raise DataError("`fill` names columns that are not there", column=unknown[0], expected=f"one of {', '.join(map(str, samples.columns))}")
+    report, given, text = CleaningReport(), len(samples), [name for name in text if name in samples.columns]
+    samples = samples.reset_index(drop=True)
+    samples = _clean_gaps(_clean_texts(samples, text, max_characters, report), text, fill or {}, report)
+    wrong = find_impossible(samples, rules, now)
+    named = ", ".join(f"{name} {count:,}" for name, count in wrong.sum().items() if count)
+    samples, touched = drop_impossible(samples, rules, now)
+    report.add("impossible values", len(samples) + touched, touched, len(samples), f"dropped: {named}" if named else f"none in {', '.join(wrong.columns) or 'any column'}")
+    samples, touched = drop_duplicates(samples)
+    report.add("exact duplicates", len(samples) + touched, touched, len(samples), "all but the first dropped")
+    samples = _clean_conflicts(samples, conflicts, report)
+    samples = _clean_bots(samples, bots, report)
+    if samples.empty:
+        raise DataError(f"none of {given:,} rows is left after cleaning: " + "; ".join(f"{line['step']} {line['rows touched']:,}" for line in report.lines if line["rows touched"]),
+                        expected="at least one clean row", mend="read the steps in this message; fill gaps with `fill`, or widen `rules`")
+    return samples.reset_index(drop=True), report.table
+
 # %% ../../nbs/02_preprocessing/01_cleaning.ipynb #14cb9da4
-def _step_sql(columns: Sequence[str], text: Sequence[str], needed: Sequence[str], timestamp: str, now: pd.Timestamp | None) -> tuple[str, str, str]:
-    "SQL of the cleaned columns, of the condition that a row has what it needs, and of the condition that its time is possible."
-    quoted = {name: '"' + name.replace('"', '""') + '"' for name in columns}
-    select = ", ".join(f"clean_text({quoted[name]}) AS {quoted[name]}" if name in text else quoted[name] for name in columns)
-    whole = " AND ".join(f"nullif({quoted[name]}::VARCHAR, '') IS NOT NULL" for name in needed)
+def _drop_bots_from_log(connection: duckdb.DuckDBPyConnection, once: Path, out: str | Path, user: str, timestamp: str) -> int:
+    "Write the events outside flagged sessions; how many these are."
+    events = connection.sql(f"SELECT * EXCLUDE (copies) FROM read_parquet({quote_value(glob.escape(str(once)))})")
+    sessions = flag_bots(measure_sessions(events, user=user, timestamp=timestamp))
+    connection.register("bots", sessions.loc[sessions["bot"], ["user_id", "start", "stop"]])
+    sql = (f"SELECT * FROM log WHERE NOT EXISTS (FROM bots WHERE bots.user_id = log.{quote_column(user)} "
+           f"AND log.{quote_column(timestamp)} BETWEEN bots.start AND bots.stop)")
+    file = write_whole(out, lambda path: events.query("log", sql).write_parquet(str(path), compression="zstd"))
+    return connection.execute(f"SELECT count(*) FROM read_parquet({quote_value(glob.escape(str(file)))})").fetchall()[0][0]
+
+# %% ../../nbs/02_preprocessing/01_cleaning.ipynb #3569dceb
+def _count_dirt(connection: duckdb.DuckDBPyConnection, relation: duckdb.DuckDBPyRelation, text: Sequence[str], valid: tuple[str, str], file: Path) -> tuple[int, int, int, int]:
+    "Write the log with clean texts; its rows, and how many had a text to repair, a gap, an impossible time."
+    columns = ", ".join(f"clean_text({quote_column(name)}) AS {quote_column(name)}" if name in text else quote_column(name) for name in relation.columns)
+    relation.query("log", f"SELECT {columns}, ({' OR '.join(f'{quote_column(name)} IS DISTINCT FROM clean_text({quote_column(name)})' for name in text) or 'false'}) AS dirty_ FROM log"
+                   ).write_parquet(str(file), compression="zstd")
+    whole, possible = valid
+    return connection.execute(f"SELECT count(*), count(*) FILTER (dirty_), count(*) FILTER (NOT ({whole})), count(*) FILTER ({whole} AND NOT {possible}) "
+                              f"FROM read_parquet({quote_value(glob.escape(str(file)))})").fetchall()[0]
+
+
+def _valid_sql(needed: Sequence[str], timestamp: str, now: pd.Timestamp | None) -> tuple[str, str]:
+    "SQL: that a row has what it needs, and that its time is possible."
     end = pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)
     end = (end.tz_convert("UTC").tz_localize(None) if end.tzinfo else end).isoformat(sep=" ")
-    return select, whole, f"{quoted[timestamp]} BETWEEN TIMESTAMP '{FIRST_TIME.isoformat(sep=' ')}' AND TIMESTAMP '{end}'"
+    return (" AND ".join(f"nullif({quote_column(name)}::VARCHAR, '') IS NOT NULL" for name in needed) or "true",
+            f"coalesce({quote_column(timestamp)} BETWEEN TIMESTAMP '{FIRST_TIME.isoformat(sep=' ')}' AND TIMESTAMP '{end}', true)")
 
 
+def _check_log(relation: duckdb.DuckDBPyRelation, columns: Sequence[str], timestamp: str) -> None:
+    if lacking := [name for name in columns if name not in relation.columns]:
+        raise DataError("the log has no such column", column=lacking[0], expected=f"one of {', '.join(relation.columns)}", mend="map it with `columns`")
+    if not str(kind := relation.types[relation.columns.index(timestamp)]).startswith("TIMESTAMP"):
+        raise DataError(f"this column holds {kind}, not times", column=timestamp, expected="timestamps",
+                        mend=f"pass types={{{timestamp!r}: 'timestamp'}}, or 'epoch_s' or 'epoch_ms' for counts since 1970")
+
+# %% ../../nbs/02_preprocessing/01_cleaning.ipynb #b811ab9e
 def clean_log(
     log: Source,                     # files of events, as for `scan`
     out: str | Path,                 # the Parquet file to write
@@ -490,40 +530,23 @@ def clean_log(
     **reading,                       # settings of `scan`
 ) -> pd.DataFrame:                   # the cleaning report
     "Clean a log of any size into a Parquet file that appears whole or not at all."
-    report = CleaningReport()
+    report, valid = CleaningReport(), _valid_sql(needed, timestamp, now)
     with tempfile.TemporaryDirectory(prefix="ecom_importance-") as folder, open_database(memory_limit, threads) as connection:
         texts, once = Path(folder) / "texts.parquet", Path(folder) / "once.parquet"
         relation = scan(log, connection=connection, **reading)
-        if lacking := [name for name in dict.fromkeys([*text, *needed, user, timestamp]) if name not in relation.columns]:
-            raise DataError("the log has no such column", column=lacking[0], expected=f"one of {', '.join(relation.columns)}", mend="map it with `columns`")
+        _check_log(relation, list(dict.fromkeys([*text, *needed, user, timestamp])), timestamp)
         connection.create_function("clean_text", clean_text, ["VARCHAR"], "VARCHAR")
-        select, whole, possible = _step_sql(relation.columns, text, needed, timestamp, now)
-        relation.query("log", f"SELECT {select} FROM log").write_parquet(str(texts), compression="zstd")
-        touched = [f"{name} IS DISTINCT FROM clean_text({name})" for name in ('"' + name.replace('"', '""') + '"' for name in text)]
-        dirty = relation.query("log", f"SELECT count(*) FILTER ({' OR '.join(touched) or 'false'}) FROM log").fetchall()[0][0]
-        rows, gaps, odd = connection.execute(f"SELECT count(*), count(*) FILTER (NOT ({whole})), count(*) FILTER ({whole} AND NOT {possible}) FROM read_parquet('{texts}')").fetchall()[0]
-        report.add("text", rows, dirty, rows, "NFKC, HTML, invisible characters, white space")
-        report.add("missing values", rows, gaps, rows - gaps, f"dropped: no {', '.join(needed)}")
-        report.add("impossible times", rows - gaps, odd, rows - gaps - odd, "dropped: before 1990 or in the future")
-        if rows == gaps + odd:
-            raise DataError("no row of the log is left after cleaning", expected="rows with a query, an item, a user and a possible time")
-        kept = deduplicate(connection.sql(f"SELECT * FROM read_parquet('{texts}') WHERE {whole} AND {possible}"), once)
-        report.add("exact duplicates", kept.rows_read, kept.rows_read - kept.rows_written, kept.rows_written, "all but one dropped")
-        left = _drop_bots_from_log(connection, once, out, user, timestamp)
-        report.add("bot-like sessions", kept.rows_written, kept.rows_written - left, left, "dropped: too fast or too long")
+        try:
+            rows, dirty, gaps, odd = _count_dirt(connection, relation, text, valid, texts)
+            report.add("text", rows, dirty, rows, "NFKC, HTML, invisible characters, white space")
+            report.add("missing values", rows, gaps, rows - gaps, f"dropped: no {', '.join(needed)}")
+            report.add("impossible times", rows - gaps, odd, rows - gaps - odd, "dropped: before 1990 or in the future")
+            if rows == gaps + odd:
+                raise DataError("no row of the log is left after cleaning", expected=f"rows with {', '.join(needed)} and a possible time")
+            kept = deduplicate(connection.sql(f"SELECT * EXCLUDE (dirty_) FROM read_parquet({quote_value(glob.escape(str(texts)))}) WHERE {' AND '.join(valid)}"), once)
+            report.add("exact duplicates", kept.rows_read, kept.rows_read - kept.rows_written, kept.rows_written, "all but one dropped")
+            left = _drop_bots_from_log(connection, once, out, user, timestamp)
+        except duckdb.Error as error:
+            raise as_data_error(error) from None
+    report.add("bot-like sessions", kept.rows_written, kept.rows_written - left, left, "dropped: too fast or too long")
     return report.table
-
-# %% ../../nbs/02_preprocessing/01_cleaning.ipynb #3569dceb
-def _drop_bots_from_log(connection: duckdb.DuckDBPyConnection, once: Path, out: str | Path, user: str, timestamp: str) -> int:
-    "Write the events outside flagged sessions; how many these are."
-    events = connection.sql(f"SELECT * EXCLUDE (copies) FROM read_parquet('{once}')")
-    sessions = flag_bots(measure_sessions(events, user=user, timestamp=timestamp))
-    connection.register("bots", sessions.loc[sessions["bot"], ["user_id", "start", "stop"]])
-    who, when = ('"' + name.replace('"', '""') + '"' for name in (user, timestamp))
-    sql = f"SELECT * FROM log WHERE NOT EXISTS (FROM bots WHERE bots.user_id = log.{who} AND log.{when} BETWEEN bots.start AND bots.stop)"
-    file = write_whole(out, lambda path: events.query("log", sql).write_parquet(str(path), compression="zstd"))
-    return connection.execute(f"SELECT count(*) FROM read_parquet({_quote(file)})").fetchall()[0][0]
-
-
-def _quote(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"

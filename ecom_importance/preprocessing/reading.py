@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'DELIMITERS', 'Source', 'ESCAPED', 'TEXT_TYPES', 'WHOLE', 'CODE', 'NUMBER', 'DAY', 'MIXTURE', 'TEXTS',
-           'TYPES', 'KINDS', 'FIRST_ROWS', 'BEHAVIOURS', 'find_files', 'name_format', 'open_database', 'guess_encoding',
-           'read_header', 'decide_kind', 'scan', 'read_table', 'LogSummary', 'deduplicate', 'aggregate_log']
+           'TYPES', 'KINDS', 'FIRST_ROWS', 'BEHAVIOURS', 'find_files', 'name_format', 'quote_value', 'quote_column',
+           'open_database', 'guess_encoding', 'read_header', 'as_data_error', 'decide_kind', 'scan', 'read_table',
+           'LogSummary', 'deduplicate', 'aggregate_log']
 
 # %% ../../nbs/02_preprocessing/00_reading.ipynb #8d5c5e26
 import atexit
@@ -76,26 +77,32 @@ def name_format(
     return kinds[files[0]]
 
 # %% ../../nbs/02_preprocessing/00_reading.ipynb #21560270
+def quote_value(
+    value: str | Path,  # any text
+) -> str:
+    "A text as SQL."
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def quote_column(
+    column: str,  # the name of a column, whatever it holds
+) -> str:
+    "A column's name as SQL."
+    return '"' + column.replace('"', '""') + '"'
+
+
 def _connect(memory_limit: str, threads: int | None, folder: str) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
-    connection.execute(f"SET TimeZone = 'UTC'; SET temp_directory = {_text(folder)}")
+    connection.execute(f"SET TimeZone = 'UTC'; SET temp_directory = {quote_value(folder)}")
     with suppress(duckdb.Error):  # in a notebook without ipywidgets there is no bar, and DuckDB refuses to be told so
         connection.execute("SET enable_progress_bar = false")
     try:
-        connection.execute(f"SET memory_limit = {_text(memory_limit)}")
+        connection.execute(f"SET memory_limit = {quote_value(memory_limit)}")
     except duckdb.Error:
         raise DataError(f"{memory_limit!r} is not a memory limit", expected="a size such as '500MB', '4GB' or '80%'") from None
     if threads:
         connection.execute(f"SET threads = {int(threads)}")
     return connection
-
-
-def _text(value: str | Path) -> str:
-    return "'" + str(value).replace("'", "''") + "'"
-
-
-def _name(column: str) -> str:
-    return '"' + column.replace('"', '""') + '"'
 
 
 @contextmanager
@@ -252,24 +259,27 @@ class _Raw:
         paths = _list(self.parts if part is None else [part])
         if self.kind == "parquet":
             return f"read_parquet({paths}, union_by_name = true)"
-        columns = ", ".join(f"{_text(name)}: {_text(kind)}" for name, kind in self.texts.items())
+        columns = ", ".join(f"{quote_value(name)}: {quote_value(kind)}" for name, kind in self.texts.items())
         return f"read_json({paths}, format = 'newline_delimited', columns = {{{columns}}})"
 
     def _csv(self, names: Sequence[str], parts: Sequence[_Part]) -> str:
-        columns = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in names)
-        empty = ", ".join(_text(text) for text in self.missing)
-        return (f"read_csv({_list(parts)}, auto_detect = false, header = true, delim = {_text(self.delimiter)}, quote = '\"', escape = '\"', "
+        columns = ", ".join(f"{quote_value(name)}: 'VARCHAR'" for name in names)
+        empty = ", ".join(quote_value(text) for text in self.missing)
+        return (f"read_csv({_list(parts)}, auto_detect = false, header = true, delim = {quote_value(self.delimiter)}, quote = '\"', escape = '\"', "
                 f"nullstr = [{empty}], columns = {{{columns}}})")
 
 
 def _list(parts: Sequence[_Part]) -> str:
-    return "[" + ", ".join(_text(glob.escape(str(part.path))) for part in parts) + "]"
+    return "[" + ", ".join(quote_value(glob.escape(str(part.path))) for part in parts) + "]"
 
 # %% ../../nbs/02_preprocessing/00_reading.ipynb #2872ac16
 def _open_csv(connection, raw: _Raw) -> None:
     "Fill in the columns of a delimited source."
     for part in raw.parts:
-        raw.headers.setdefault(tuple(read_header(part.path, raw.delimiter)), []).append(part)
+        names = read_header(part.path, raw.delimiter)
+        if any(ESCAPED.search(name) for name in names):
+            raise _refuse_encoding(part, "utf-8", raw.delimiter)
+        raw.headers.setdefault(tuple(names), []).append(part)
     names, first = next((names, parts[0]) for names, parts in raw.headers.items())
     for other, parts in raw.headers.items():
         if set(other) != set(names):
@@ -300,7 +310,7 @@ TEXT_TYPES = ("JSON", "TIMESTAMP", "DATE", "TIME", "UUID", "TIMESTAMP WITH TIME 
 def _as_text(kind) -> str:
     "The SQL type with which a JSON value is read: times and mixtures as text, at any depth."
     if kind.id == "struct":
-        return "STRUCT(" + ", ".join(f"{_name(name)} {_as_text(child)}" for name, child in kind.children) + ")"
+        return "STRUCT(" + ", ".join(f"{quote_column(name)} {_as_text(child)}" for name, child in kind.children) + ")"
     if kind.id == "list":
         return _as_text(kind.children[0][1]) + "[]"
     return "VARCHAR" if str(kind) in TEXT_TYPES else str(kind)
@@ -316,6 +326,8 @@ def _open_json(connection, raw: _Raw) -> None:
     every = f"read_json({_list(raw.parts)}, format = 'newline_delimited', sample_size = -1, maximum_sample_files = 1000000, union_by_name = true)"
     found = connection.sql(f"SELECT * FROM {every}")
     raw.columns = dict(zip(found.columns, found.types, strict=True))
+    if list(raw.columns) == ["json"] and (wrong := _refuse_json(raw)):  # DuckDB's name for values that are no objects
+        raise wrong
     raw.texts = {name: _as_text(kind) for name, kind in raw.columns.items()}
 
 
@@ -335,7 +347,10 @@ def _refuse_json(raw: _Raw) -> DataError | None:
     return None
 
 # %% ../../nbs/02_preprocessing/00_reading.ipynb #ddf1d17a
-def _as_data_error(error: duckdb.Error, raw: _Raw | None = None) -> DataError:
+def as_data_error(
+    error: duckdb.Error,       # what DuckDB raised
+    raw: _Raw | None = None,   # what was being read, if it was a file
+) -> DataError:
     "A `DataError` in place of DuckDB's exception."
     said = str(error).strip().split("\n")[0].split(": ", 1)[-1]
     file = raw.parts[0].name if raw and len(raw.parts) == 1 else None
@@ -370,10 +385,10 @@ def _is(value: str, kind: str) -> str:
     "SQL: whether a text is of a kind."
     pattern = {"int": WHOLE, "code": CODE, "float": NUMBER}.get(kind)
     if pattern:
-        return f"regexp_full_match({value}, {_text(pattern)})"
+        return f"regexp_full_match({value}, {quote_value(pattern)})"
     if kind == "bool":
         return f"lower(trim({value})) IN ('true', 'false')"
-    return f"(CASE WHEN regexp_full_match({value}, {_text(DAY)}) THEN TRY_CAST({value} AS TIMESTAMPTZ) IS NOT NULL ELSE false END)"
+    return f"(CASE WHEN regexp_full_match({value}, {quote_value(DAY)}) THEN TRY_CAST({value} AS TIMESTAMPTZ) IS NOT NULL ELSE false END)"
 
 
 def _cast(value: str, kind: str, is_text: bool) -> str:
@@ -439,12 +454,12 @@ class _Column:
 def _find_column(raw: _Raw, source: str) -> tuple[str, object]:
     "The SQL and the type of a column, or of a nested field under its dotted name."
     if source in raw.columns:
-        return _name(source), raw.columns[source]
+        return quote_column(source), raw.columns[source]
     first, *rest = source.split(".")
-    value, kind = _name(first), raw.columns.get(first)
+    value, kind = quote_column(first), raw.columns.get(first)
     for step in rest:
         children = dict(kind.children) if getattr(kind, "id", None) == "struct" else {}
-        value, kind = f"{value}.{_name(step)}", children.get(step)
+        value, kind = f"{value}.{quote_column(step)}", children.get(step)
     if kind is None:
         near = difflib.get_close_matches(source.lower(), {name.lower(): name for name in raw.columns}, n=1, cutoff=0.5)
         named = next((name for name in raw.columns if near and name.lower() == near[0]), None)
@@ -452,7 +467,7 @@ def _find_column(raw: _Raw, source: str) -> tuple[str, object]:
                         mend=f"did you mean {named!r}?" if named else "correct the name in `columns`")
     return value, kind
 
-
+# %% ../../nbs/02_preprocessing/00_reading.ipynb #fcfacf76
 def _choose_columns(raw: _Raw, columns: Mapping[str, str] | None, types: Mapping[str, str] | None) -> list[_Column]:
     types = dict(types or {})
     mapping = dict(columns) if columns is not None else {name: name for name in raw.columns}
@@ -470,7 +485,7 @@ def _choose_columns(raw: _Raw, columns: Mapping[str, str] | None, types: Mapping
         value, kind = _find_column(raw, source)
         mixed, time = str(kind) == "JSON", str(kind) in TEXT_TYPES
         is_text = raw.kind in DELIMITERS or str(kind) == "VARCHAR" or (raw.kind == "jsonl" and time)
-        kinds = KINDS if raw.kind in DELIMITERS or (raw.kind == "jsonl" and mixed) else ("timestamp",) if raw.kind == "jsonl" and time else ()
+        kinds = KINDS if raw.kind in DELIMITERS or (raw.kind == "jsonl" and mixed) else ("timestamp",) if raw.kind == "jsonl" and is_text else ()
         if str(kind) == "TIMESTAMP WITH TIME ZONE" and raw.kind == "parquet":
             value = f"({value} AT TIME ZONE 'UTC')"
         chosen.append(_Column(name, value, is_text, kinds, types.get(name)))
@@ -507,7 +522,7 @@ def _decide(connection, raw: _Raw, columns: Sequence[_Column]) -> list[str]:
         raise DataError("a header and no rows" if raw.kind in DELIMITERS else "no rows", file=raw.parts[0].name, expected="at least one row",
                         mend="check that the file was written to the end")
     kinds = [_settle(connection, raw, *told) for told in zip(columns, known, tallies, strict=True)]
-    return [(_cast(column.value, kind, column.is_text) if kind else column.value) + f" AS {_name(column.name)}" for column, kind in zip(columns, kinds, strict=True)]
+    return [(_cast(column.value, kind, column.is_text) if kind else column.value) + f" AS {quote_column(column.name)}" for column, kind in zip(columns, kinds, strict=True)]
 
 
 def _settle(connection, raw: _Raw, column: _Column, known: int, tally: Mapping[str, int]) -> str | None:
@@ -568,7 +583,7 @@ def scan(
         select = ", ".join(_decide(connection, raw, _choose_columns(raw, columns, types)))
         relation = connection.sql(f"SELECT {select} FROM {raw.sql()}")
     except duckdb.Error as error:
-        raise _as_data_error(error, raw) from None
+        raise as_data_error(error, raw) from None
     return relation if where is None else _filter(relation, where)
 
 # %% ../../nbs/02_preprocessing/00_reading.ipynb #b402915a
@@ -618,7 +633,7 @@ def read_table(
         try:
             table = relation.df()
         except duckdb.Error as error:
-            raise _as_data_error(error) from None
+            raise as_data_error(error) from None
         for name, kind in zip(relation.columns, relation.types, strict=True):
             if str(kind) in ("BIGINT", "INTEGER", "HUGEINT", "UBIGINT") and table[name].dtype.kind == "f":
                 table[name] = table[name].astype("Int64")
@@ -654,7 +669,7 @@ def _write(relation: duckdb.DuckDBPyRelation, sql: str, out: str | Path) -> Path
     try:
         return write_whole(out, lambda path: relation.query("log", sql).write_parquet(str(path), compression="zstd"))
     except duckdb.Error as error:
-        raise _as_data_error(error) from None
+        raise as_data_error(error) from None
 
 
 def _need(relation: duckdb.DuckDBPyRelation, names: Sequence[str]) -> None:
@@ -681,18 +696,18 @@ def deduplicate(
         _need(relation, [*(by or []), *([keep_first] if keep_first else [])])
         if copies in relation.columns:
             raise DataError("the log already has this column", column=copies, mend="choose another name with copies='…'")
-        names = [_name(name) for name in relation.columns]
+        names = [quote_column(name) for name in relation.columns]
         if by is None:
-            sql = f"SELECT *, count(*) AS {_name(copies)} FROM log GROUP BY ALL ORDER BY {', '.join(names)}"
+            sql = f"SELECT *, count(*) AS {quote_column(copies)} FROM log GROUP BY ALL ORDER BY {', '.join(names)}"
         else:
             if keep_first is None:
                 raise DataError("several rows share the columns in `by`, and nothing says which to keep", expected="keep_first='timestamp' or the like")
-            keys = [_name(name) for name in by]
-            order = [_name(keep_first), *(name for name in names if name != _name(keep_first))]
-            sql = (f"SELECT * FROM (SELECT *, count(*) OVER (PARTITION BY {', '.join(keys)}) AS {_name(copies)} FROM log "
+            keys = [quote_column(name) for name in by]
+            order = [quote_column(keep_first), *(name for name in names if name != quote_column(keep_first))]
+            sql = (f"SELECT * FROM (SELECT *, count(*) OVER (PARTITION BY {', '.join(keys)}) AS {quote_column(copies)} FROM log "
                    f"QUALIFY row_number() OVER (PARTITION BY {', '.join(keys)} ORDER BY {', '.join(order)}) = 1) ORDER BY {', '.join(keys)}")
         file = _write(relation, sql, out)
-    read, written = duckdb.execute(f"SELECT sum({_name(copies)})::BIGINT, count(*) FROM read_parquet({_text(glob.escape(str(file)))})").fetchall()[0]
+    read, written = duckdb.execute(f"SELECT sum({quote_column(copies)})::BIGINT, count(*) FROM read_parquet({quote_value(glob.escape(str(file)))})").fetchall()[0]
     return LogSummary(Path(file), read or 0, read or 0, written)
 
 # %% ../../nbs/02_preprocessing/00_reading.ipynb #c9c0bfcb
@@ -700,25 +715,25 @@ BEHAVIOURS = ("view", "click", "cart", "purchase")
 
 
 def _count_behaviours(relation: duckdb.DuckDBPyRelation, behaviour: str, usable: str) -> tuple[int, dict[str, int]]:
-    rows = relation.query("log", f"SELECT {_name(behaviour)}, count(*), count(*) FILTER ({usable}) FROM log GROUP BY 1").fetchall()
+    rows = relation.query("log", f"SELECT {quote_column(behaviour)}, count(*), count(*) FILTER ({usable}) FROM log GROUP BY 1").fetchall()
     return sum(read for _, read, _ in rows), {name: used for name, _, used in rows}
 
 
 def _pair_sql(query: str, item: str, behaviour: str, names: Mapping[str, list[str]], usable: str,
               user: str | None, timestamp: str | None, position: str | None) -> str:
     "Two steps, query–item–user and then query–item, so that counting users spills to disk like the rest."
-    inner = [f"count(*) FILTER ({_name(behaviour)} IN ({', '.join(map(_text, sources))})) AS n_{ours}" for ours, sources in names.items()]
+    inner = [f"count(*) FILTER ({quote_column(behaviour)} IN ({', '.join(map(quote_value, sources))})) AS n_{ours}" for ours, sources in names.items()]
     outer = [f"sum(n_{ours})::BIGINT AS n_{ours}" for ours in names]
-    keys = [_name(query), _name(item)]
+    keys = [quote_column(query), quote_column(item)]
     if user:
-        outer.append(f"count({_name(user)}) AS users")
+        outer.append(f"count({quote_column(user)}) AS users")
     if position:
-        inner.append(f"sum({_name(position)}) AS places, count({_name(position)}) AS placed")
+        inner.append(f"sum({quote_column(position)}) AS places, count({quote_column(position)}) AS placed")
         outer.append("sum(places) / nullif(sum(placed), 0) AS mean_position")
     if timestamp:
-        inner.append(f"min({_name(timestamp)}) AS first_time, max({_name(timestamp)}) AS last_time")
+        inner.append(f"min({quote_column(timestamp)}) AS first_time, max({quote_column(timestamp)}) AS last_time")
         outer.append("min(first_time) AS first_time, max(last_time) AS last_time")
-    groups = ", ".join([*keys, *([_name(user)] if user else [])])
+    groups = ", ".join([*keys, *([quote_column(user)] if user else [])])
     return (f"SELECT {', '.join([*keys, *outer])} FROM (SELECT {', '.join([groups, *inner])} FROM log WHERE {usable} GROUP BY {groups}) "
             f"GROUP BY {', '.join(keys)} ORDER BY {', '.join(keys)}")
 
@@ -745,17 +760,17 @@ def aggregate_log(
         _need(relation, [name for name in (query, item, behaviour, user, timestamp, position) if name])
         if until is not None and timestamp is None:
             raise DataError("`until` needs to know which column holds the times", expected="timestamp='timestamp' or the like")
-        usable = f"{_name(query)} IS NOT NULL AND {_name(item)} IS NOT NULL"
+        usable = f"{quote_column(query)} IS NOT NULL AND {quote_column(item)} IS NOT NULL"
         if until is not None:
             moment = pd.Timestamp(until)
             moment = moment.tz_convert("UTC").tz_localize(None) if moment.tzinfo else moment
-            usable += f" AND {_name(timestamp)} < TIMESTAMP {_text(moment.isoformat(sep=' '))}"
+            usable += f" AND {quote_column(timestamp)} < TIMESTAMP {quote_value(moment.isoformat(sep=' '))}"
         read, counts = _count_behaviours(relation, behaviour, usable)
         if unknown := [name for name in counts if name not in words]:
             raise DataError(f"{len(unknown)} behaviours are not expected: {', '.join(map(repr, unknown[:5]))}", column=behaviour,
                             expected=f"one of {', '.join(words)}", mend="name them in `behaviours`, or leave them out with `where`")
         ours = {name: [word for word in words if words[word] == name] for name in words.values()}
         file = _write(relation, _pair_sql(query, item, behaviour, ours, usable, user, timestamp, position), out)
-    written = duckdb.execute(f"SELECT count(*) FROM read_parquet({_text(glob.escape(str(file)))})").fetchall()[0][0]
+    written = duckdb.execute(f"SELECT count(*) FROM read_parquet({quote_value(glob.escape(str(file)))})").fetchall()[0][0]
     used = {name: sum(counts.get(word, 0) for word in found) for name, found in ours.items()}
     return LogSummary(Path(file), read, sum(used.values()), written, used)
