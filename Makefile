@@ -26,9 +26,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# First and alone, so that another build of it (TORCH=torch==2.13.0+cpu, say) can be asked for.
+TORCH ?= torch==2.13.0
+METADATA := settings.ini setup.py pyproject.toml constraints.txt
+
 # Two notebooks run side by side, each on one core: the waiting threads of NumPy's own library cannot be told to sleep.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-METADATA := settings.ini setup.py pyproject.toml constraints.txt
 
 .PHONY: help demo test test-all lab notebooks readme clean
 
@@ -42,13 +45,13 @@ $(BIN)/python:
 # A stamp says what is installed, so that nothing is installed twice. The larger installation contains the smaller one.
 $(VENV)/.demo: $(METADATA) | $(BIN)/python
 	@echo "installing into $(VENV); this takes a few minutes the first time"
-	$(PIP) torch==2.13.0
+	$(PIP) $(TORCH)
 	$(PIP) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.test: $(METADATA) | $(BIN)/python
 	@echo "installing into $(VENV); this takes a few minutes the first time"
-	$(PIP) torch==2.13.0
+	$(PIP) $(TORCH)
 	$(PIP) --editable '.[dev,demo,peers,scale]'
 	@touch $(VENV)/.demo $@
 
@@ -79,7 +82,7 @@ lab: $(VENV)/.demo
 notebooks: $(VENV)/.test
 	@find nbs -name '*.ipynb' -not -path '*/.*' | LC_ALL=C sort | while read -r notebook; do \
 		echo "$$notebook"; \
-		$(BIN)/nbdev_export --path "$$notebook"; \
+		$(BIN)/nbdev_export --path "$$notebook" </dev/null; \
 		$(BIN)/jupyter nbconvert --log-level=WARN --to notebook --execute --inplace --ExecutePreprocessor.timeout=3600 "$$notebook" </dev/null; \
 	done
 	$(BIN)/nbdev_clean

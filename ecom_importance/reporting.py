@@ -617,7 +617,8 @@ def _kernel_manager(started: list) -> type:
 
         @property
         def kernel_spec(self) -> KernelSpec:
-            return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], display_name="Python 3", language="python")
+            # What a kernel has to say of its own end is said by the report in one line.
+            return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=50"], display_name="Python 3", language="python")
 
         async def start_kernel(self, **settings):
             settings["env"] = {**KERNEL_ENVIRONMENT, **os.environ, **settings.get("env", {})}
