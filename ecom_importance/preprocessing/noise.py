@@ -27,11 +27,12 @@ def choose_rows(
 ) -> np.ndarray:  # (N,) bool
     "The first `n` rows of the race u / odds, where u is a hash of the row's name: the same rows in any row order."
     odds = np.asarray(odds, float)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        arrival = np.where(odds > 0, stable_uniform(names, seed) / odds, np.inf)
+    able = np.flatnonzero(odds > 0)
+    with np.errstate(over="ignore"):
+        arrival = stable_uniform(np.asarray(names, dtype=object)[able], seed) / odds[able]
     chosen = np.zeros(len(odds), bool)
-    chosen[np.argsort(arrival, kind="stable")[:n]] = True
-    return chosen & (odds > 0)
+    chosen[able[np.argsort(arrival, kind="stable")[:n]]] = True
+    return chosen
 
 # %% ../../nbs/02_preprocessing/04_noise.ipynb #3e6f3166
 @dataclass(frozen=True)
