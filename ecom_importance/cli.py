@@ -11,6 +11,7 @@ import argparse
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -191,7 +192,7 @@ def list_command(
 
     if name is not None:
         with find_report(name) as (_, source):
-            _print_table(name, {p.name: [p.kind_name, repr(p.default), p.help] for p in read_parameters(source).values() if p.name != "out"})
+            _print_table(name, {p.name: [p.kind_name, textwrap.shorten(repr(p.default), 40, placeholder=" …"), p.help] for p in read_parameters(source).values() if p.name != "out"})
         return
     from ecom_importance.importance import list_estimators
     from ecom_importance.preprocessing.demo import DEMOS

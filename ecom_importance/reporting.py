@@ -105,6 +105,8 @@ def read_parameters(
             raise UsageError(f"parameter {target.id!r} of the report has a default that is not a literal: {ast.unparse(statement.value)}") from None
         annotation = getattr(statement, "annotation", None)
         kind = _evaluate(annotation, target.id) if annotation is not None else type(default) if default is not None else typing.Any
+        if kind is list and default and len(of := set(map(type, default))) == 1:
+            kind = list[of.pop()]  # a plain `list` holds what its default holds
         comment = lines[statement.end_lineno - 1][statement.end_col_offset :].strip()
         found[target.id] = Parameter(target.id, kind, default, comment.lstrip("# ") if comment.startswith("#") else "")
     return found
@@ -163,6 +165,10 @@ def _parse(kind: object, text: str) -> object:
         return kind(text)
     if (origin or kind) is list and not text.strip().startswith("["):
         return [_parse(inner[0] if inner else str, one.strip()) for one in text.split(",") if one.strip()]
+    if (origin or kind) is dict and not text.strip().startswith("{"):
+        pairs = [one.partition("=") for one in text.split(",") if one.strip()]
+        key, value = inner or (str, str)
+        return {_parse(key, name.strip()): _parse(value, one.strip()) for name, equals, one in pairs} if all(equals for _, equals, _ in pairs) else text
     if (origin or kind) in (list, dict) or kind is typing.Any:
         try:
             return ast.literal_eval(text)
