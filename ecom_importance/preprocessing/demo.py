@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEARCH_GAINS', 'PURCHASE_GAINS', 'DEMOS', 'DEMO_DATA', 'ABBREVIATIONS', 'FIELD_WIDTH', 'DEPARTMENTS', 'FIELDS',
-           'VAGUE', 'LIST', 'WORD_MATCH', 'MIN_HOUSEHOLDS', 'N_CATEGORIES', 'N_TYPES', 'RANKER_SKILL', 'SEARCH_QUERIES',
-           'SEARCH_TRAIN_QUERIES', 'SEARCH_NOISE', 'WEEKS', 'HOUSEHOLDS', 'N_BOUGHT', 'N_NOT_BOUGHT',
+           'VAGUE', 'QUOTAS', 'WORD_MATCH', 'MIN_HOUSEHOLDS', 'N_CATEGORIES', 'N_TYPES', 'RANKER_SKILL',
+           'SEARCH_QUERIES', 'SEARCH_TRAIN_QUERIES', 'SEARCH_NOISE', 'WEEKS', 'HOUSEHOLDS', 'N_BOUGHT', 'N_NOT_BOUGHT',
            'POPULARITY_WEEKS', 'MIN_BUYERS', 'STAPLE', 'HISTORY_WEEKS', 'HISTORY_CATEGORIES', 'Demo', 'load_demo',
            'describe_demo', 'read_complete_journey', 'split_words', 'find_whole_words', 'expand', 'make_catalogue',
            'describe_items', 'grade_items', 'draw_uniform', 'index_words', 'list_items', 'draw_queries', 'judge_search',
@@ -191,7 +191,7 @@ VAGUE = frozenset("""accessories activity added all angus aseptic authentic baki
 display domestic download drums dry economy end enhanced external fans fashion flats fresh frozen goods heat hispanic hook inside internal items j hooks kits lean low mainstream marinated
 microwave minuet miscellaneous natural needs new age novelties other others oven pails pantry premium primal processed product products promotional quarts red refrigerated
 regular rhapsody seasonal select serve snacks special specialty stock store super supplies traditional treats ultra value variety wrap""".split())
-LIST = {"type": {"exact": 2, "substitute": 2, "related": 4, "irrelevant": 4}, "category": {"exact": 2, "related": 5, "irrelevant": 5}, "department": {"exact": 2, "irrelevant": 10}}
+QUOTAS = {"type": {"exact": 2, "substitute": 2, "related": 4, "irrelevant": 4}, "category": {"exact": 2, "related": 5, "irrelevant": 5}, "department": {"exact": 2, "irrelevant": 10}}
 WORD_MATCH = 30  # how much readier a wrong item that shares a word with the query is to be listed: what a lexical first stage brings
 
 
@@ -235,7 +235,7 @@ def list_items(
     for word in set(name.split()) & set(rows_of):
         shares_word[rows_of[word]] = True
     odds = np.sqrt(popularity) * np.where(shares_word & (grades != "exact"), WORD_MATCH, 1)
-    need, seen, rows = dict(LIST[field]), set(), []
+    need, seen, rows = dict(QUOTAS[field]), set(), []
     for row in np.argsort(draw_uniform(len(grades), "list", field, name) / odds):
         if need.get(grades[row], 0) and texts[row] not in seen:
             need[grades[row]] -= 1
@@ -247,7 +247,7 @@ def list_items(
 
 # %% ../../nbs/02_preprocessing/05_demo.ipynb #bdddef33
 MIN_HOUSEHOLDS = 10  # of a product that is listed
-N_CATEGORIES, N_TYPES = 190, 640  # nodes drawn; with fewer items than LIST asks for, a node is dropped
+N_CATEGORIES, N_TYPES = 190, 640  # nodes drawn; with fewer items than QUOTAS asks for, a node is dropped
 RANKER_SKILL = 0.5  # weight of the grade beside the rank by sales, in the past ranker
 SEARCH_QUERIES = {"train": None, "valid": 100, "select": 200, "test": 250}
 SEARCH_TRAIN_QUERIES = 158  # × 12 items, and the added near-duplicates: just under 2,000 pairs
@@ -276,7 +276,7 @@ def judge_search(
     for field, name in draw_queries(catalogue):
         grades = grade_items(catalogue, field, name)
         rows = list_items(field, name, grades, texts[field], rows_of[field], catalogue["popularity"].to_numpy())
-        if len(rows) == sum(LIST[field].values()):
+        if len(rows) == sum(QUOTAS[field].values()):
             lists.append(pd.DataFrame({"query_id": f"{field}-{stable_hash(name) % 16**6:06x}", "query": name, "item_id": catalogue.index[rows].astype(str),
                                        "item_text": texts[field][rows], "label": grades[rows], "popularity": catalogue["popularity"].iloc[rows].to_numpy(int)}))
     samples = pd.concat(lists, ignore_index=True)
@@ -362,7 +362,7 @@ def describe_people(
 
 def describe_history(
     tastes: pd.DataFrame,  # purchases of the weeks before, with `category`
-    households,  # whose
+    households: Sequence[int],  # whose
 ) -> pd.Series:  # household → its most telling categories, comma-separated
     "The categories that tell a household from others, the most telling first."
     recent = tastes[tastes["week"] > tastes["week"].max() - HISTORY_WEEKS]

@@ -10,17 +10,18 @@ __all__ = ['MIN_GRADE_SHARE', 'ATTENTION_DECAY', 'CLICK_IF_IRRELEVANT', 'RELEVAN
            'plant', 'confusion_matrix', 'plant_mixture', 'count_noise']
 
 # %% ../../nbs/02_preprocessing/04_noise.ipynb #bee5153e
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..samples import DataError, stable_hash, stable_uniform, tokens
 
 # %% ../../nbs/02_preprocessing/04_noise.ipynb #4d52b500
 def choose_rows(
-    names,  # (N,) names of rows
+    names: Sequence,  # (N,) names of rows
     odds: np.ndarray,  # (N,) how readily each goes wrong; 0 = never
     n: int,  # how many to take
     seed: int = 0,
@@ -112,7 +113,7 @@ RELEVANT_FROM = 0.5  # gain from which a user who saw everything would click
 
 
 def examine(
-    position,  # (N,) counted from 1
+    position: ArrayLike,  # (N,) counted from 1
     decay: float = ATTENTION_DECAY,
 ) -> np.ndarray:  # (N,) probability that the position is looked at
     "Examination probability of the position-based model: position to the power of −decay."
@@ -120,8 +121,8 @@ def examine(
 
 
 def click_probability(
-    gain,  # (N,) true gain, 0 … 1
-    position,  # (N,) counted from 1
+    gain: ArrayLike,  # (N,) true gain, 0 … 1
+    position: ArrayLike,  # (N,) counted from 1
     *,
     decay: float = ATTENTION_DECAY,
     irrelevant: float = CLICK_IF_IRRELEVANT,  # chance of a click on an examined item of gain 0
@@ -178,7 +179,7 @@ def propose_whole_queries(
 
 
 def choose_queries(
-    query_ids,  # (N,) the query of each row
+    query_ids: Sequence,  # (N,) the query of each row
     odds: np.ndarray,  # (N,) 0 where a row would not change
     n: int,  # rows to spoil
     seed: int = 0,
@@ -306,7 +307,7 @@ def _fill_positions(table: pd.DataFrame, train: np.ndarray, seed: int) -> pd.Ser
     return known.where(~train, assign_positions(table[train], seed).reindex(table.index))
 
 
-def _mask(n: int, rows) -> np.ndarray:
+def _mask(n: int, rows: Sequence[int]) -> np.ndarray:
     mask = np.zeros(n, bool)
     mask[rows] = True
     return mask
