@@ -560,3 +560,11 @@ def test_the_packaged_encoder_is_the_default():
     rows = pd.DataFrame({"query": ["oat milk"] * 2, "item_text": ["Oat drink, barista, 1 l", "Steel wool pads"]})
     scores = make_ranker(device="cpu").predict(rows)
     assert scores[0] > scores[1] and isinstance(make_ranker(device="cpu"), BiEncoder)
+
+
+def test_an_encoder_that_does_not_know_the_words_is_reported(tiny, caplog):
+    caplog.set_level("WARNING", "ecom_importance")
+    fine_tune(T, model=tiny, **FAST)
+    assert not caplog.records
+    fine_tune(T.assign(item_text="Tischlampe aus Messing"), kind="cross-encoder", model=tiny, **FAST)
+    assert "unknown" in caplog.text

@@ -126,8 +126,7 @@ class BiEncoder(TextRanker):
     ):
         super().__init__(encoder, max_tokens)
         torch = import_torch()
-        start = torch.tensor([np.log(scale), offset], dtype=torch.float64, device="cpu" if encoder.device == "mps" else encoder.device)
-        self.line = torch.nn.Parameter(start.float().to(encoder.device))  # (2,): log a, b
+        self.line = torch.nn.Parameter(torch.tensor([np.log(scale), offset], dtype=torch.float32, device=encoder.device))  # (2,): log a, b
 
     @property
     def scale(self) -> float:

@@ -22,8 +22,8 @@ from scipy.optimize import minimize
 from tqdm.std import tqdm
 
 from ..evaluation import RankingMetric, UndefinedMetric
-from ..features import import_torch
-from .rankers import BiEncoder, HeadRanker, TextRanker, make_ranker
+from ..features import _report_facts, import_torch, tokenise
+from .rankers import BiEncoder, HeadRanker, TextRanker, make_ranker, read_texts
 from ..importance.heads import RIDGE_GRID, fit_head, log_losses
 from ..samples import DataError, check_samples
 
@@ -402,6 +402,7 @@ def fine_tune(
     steps = dict(epochs=epochs, learning_rate=learning_rate, patience=patience, weight_decay=weight_decay, warmup=warmup, clip=clip)
     ranker = make_ranker(kind, model, max_tokens=max_tokens, seed=seed, device=device)
     ranker.settings = settings | steps | dict(batch_size=batch_size, train_layers=train_layers, steps_per_epoch=steps_per_epoch)
+    _report_texts(ranker, rows.train)
     freeze_layers(ranker.network, train_layers)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -471,6 +472,12 @@ def _check_measurable(select: pd.DataFrame, metric: RankingMetric) -> None:
     except UndefinedMetric as failure:
         raise DataError(f"the select rows cannot be measured: {failure}", column="split", expected="select queries that the metric is defined for",
                         mend="bring longer select queries, or another metric; without any select row the last epoch is kept") from None
+
+
+def _report_texts(ranker: TextRanker, train: pd.DataFrame) -> None:
+    "Log how many texts are cut, and warn where the encoder does not know their words."
+    _, facts = tokenise(ranker.encoder, list(pd.unique(np.concatenate(read_texts(train)))), ranker.max_tokens)
+    _report_facts(facts, ranker.max_tokens)
 
 
 def _start_line(ranker: BiEncoder, train: pd.DataFrame, weight: np.ndarray, seed: int) -> None:
