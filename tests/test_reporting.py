@@ -534,6 +534,7 @@ def test_a_formula_beyond_the_typesetter_is_left_to_the_script():
 @pytest.mark.parametrize("tex", [
     r"p = \sigma(w^\top h)", r"\text{NDCG}@k", r"\lVert x \rVert_2^2", r"\mathbb{E}[x \mid y]", r"\arg\max_i s_i", r"\operatorname{rank}(s)", r"2^{r-1} - 1",
     r"\mathcal{L}(\theta)", r"\frac{\partial \ell}{\partial w}", r"H^{-1} \nabla_\theta", r"\phi_i = \sum_{S \subseteq D \setminus i} \binom{n-1}{|S|}^{-1}", r"\hat\beta", r"x \in \{0, 1\}",
+    r"\frac1M \sum_m g_m^\top H^{-1} g_i", r"\left(\frac{\rho_i - \tfrac12}{n}\right)^{p}", r"\frac\alpha{1+\alpha}", r"\Bigl(\frac1M \sum_m \bigl[p_m - y_m\bigr]\Bigr)", r"\binom nk",
 ])
 def test_formulas_of_this_field_can_be_drawn(tex):
     assert draw_formula(tex) is not None
