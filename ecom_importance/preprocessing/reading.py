@@ -661,7 +661,21 @@ def _relation(log, memory_limit: str, threads: int | None, reading: Mapping) -> 
         yield log
         return
     with open_database(memory_limit, threads) as connection:
-        yield scan(log, connection=connection, **reading)
+        relation = scan(log, connection=connection, **reading)
+        connection.execute("SET preserve_insertion_order = false")  # results are sorted anyway, and keeping the order of a log costs memory
+        if (reading.get("format") or name_format(find_files(log))) != "parquet":
+            relation = _stage(connection, relation)
+        yield relation
+
+
+def _stage(connection: duckdb.DuckDBPyConnection, relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    "The relation as Parquet in the spill folder: the text is parsed once, and its buffers do not compete with the work for memory."
+    staged = Path(connection.execute("SELECT current_setting('temp_directory')").fetchall()[0][0]) / "log.parquet"
+    try:
+        relation.write_parquet(str(staged))
+        return connection.sql(f"SELECT * FROM read_parquet({quote_value(glob.escape(str(staged)))})")
+    except duckdb.Error as error:
+        raise as_data_error(error) from None
 
 
 def _write(relation: duckdb.DuckDBPyRelation, sql: str, out: str | Path) -> Path:
