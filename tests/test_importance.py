@@ -262,8 +262,9 @@ def test_label_quality_equals_cleanlab():
     from cleanlab.rank import get_label_quality_scores
 
     made = make_evidence(levels=3)
-    values = score(made, "label_quality")["label_quality"]
-    np.testing.assert_allclose(values, get_label_quality_scores(find(made, "grade"), find(made, "oof_proba"), method="normalized_margin", adjust_pred_probs=True), atol=1e-10)
+    for method, adjust in (("self_confidence", False), ("normalized_margin", True), ("self_confidence", True), ("confidence_weighted_entropy", False)):
+        values = score(made, "label_quality", settings={"label_quality": {"method": method, "adjust": adjust}})["label_quality"]
+        np.testing.assert_allclose(values, get_label_quality_scores(find(made, "grade"), find(made, "oof_proba"), method=method, adjust_pred_probs=adjust), atol=1e-10)
 
 
 def test_folds_keep_near_duplicates_together(evidence):

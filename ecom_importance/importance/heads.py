@@ -29,7 +29,8 @@ class Head:
     weights: Array  # (d,) float64
     intercept: float
     ridge: float  # λ
-    factor: tuple = field(repr=False)  # Cholesky factor of the Hessian at the optimum, (d + 1)², intercept last
+    factor: tuple = field(repr=False)  # Cholesky factor of the Hessian, (d + 1)², intercept last: at the optimum, or, fitted from a start, where that one was
+    curvature: Array = field(repr=False)  # the Hessian's part that the data make, without the penalties
 
     def logit(self, x: Array) -> Array:
         "(N,) the linear score."
@@ -57,18 +58,17 @@ def _bordered(x: Array, right: Array) -> Array:
     return total
 
 
-def _hessian(x: Array, curvature: Array, ridge: float) -> Array:
-    "[x 1]ᵀ diag(curvature) [x 1] + penalties: (d + 1, d + 1) float64."
+def _curvature(x: Array, shares: Array) -> Array:
+    "[x 1]ᵀ diag(shares) [x 1], summed over blocks of rows: (d + 1, d + 1) float64."
     d = x.shape[1]
     total = np.zeros((d + 1, d + 1))
     for start in range(0, len(x), ROWS):
-        some, root = x[start : start + ROWS], np.sqrt(curvature[start : start + ROWS]).astype(x.dtype)
+        some, root = x[start : start + ROWS], np.sqrt(shares[start : start + ROWS]).astype(x.dtype)
         scaled = some * root[:, None]
         total[:d, :d] += scaled.T @ scaled
         total[:d, d] += scaled.T @ root
     total[d, :d] = total[:d, d]
-    total[d, d] = curvature.sum()
-    total[np.arange(d + 1), np.arange(d + 1)] += np.r_[np.full(d, ridge), INTERCEPT_RIDGE]
+    total[d, d] = shares.sum()
     return total
 
 # %% ../../nbs/04_importance/00_heads.ipynb #32bf4fbd
@@ -89,12 +89,14 @@ def fit_head(
     counts = counts / counts.sum()
     penalty = np.r_[np.full(x.shape[1], ridge), INTERCEPT_RIDGE]
     theta = np.r_[start.weights, start.intercept] if start else np.zeros(x.shape[1] + 1)
-    factor, borrowed, before = (start.factor if start else None), start is not None, np.inf
+    curvature, borrowed, before = (start.curvature if start else None), start is not None, np.inf
+    factor = cho_factor(curvature + np.diag(penalty), lower=True) if borrowed else None
     value, p = _objective(x, y, counts, theta, penalty)
     for _ in range(most):
         gradient = _bordered(x, counts * (p - y)) + penalty * theta
         if factor is None or not borrowed:
-            factor, borrowed = cho_factor(_hessian(x, counts * p * (1 - p), ridge), lower=True), False
+            curvature, borrowed = _curvature(x, counts * p * (1 - p)), False
+            factor = cho_factor(curvature + np.diag(penalty), lower=True)
         step = cho_solve(factor, gradient)
         promise = gradient @ step / 2
         if promise < tolerance:
@@ -106,7 +108,7 @@ def fit_head(
         before = promise
     else:
         raise DataError(f"the head did not converge in {most} steps", mend="raise the ridge, or look for vectors of enormous size")
-    return Head(theta[:-1], float(theta[-1]), float(ridge), factor)
+    return Head(theta[:-1], float(theta[-1]), float(ridge), factor, curvature)
 
 # %% ../../nbs/04_importance/00_heads.ipynb #1a776038
 def _objective(x: Array, y: Array, counts: Array, theta: Array, penalty: Array) -> tuple[float, Array]:
@@ -197,9 +199,9 @@ def choose_ridge(
         some = np.sort(np.random.default_rng(0).permutation(len(x))[:rows])
         x, y, fold = x[some], y[some], fold[some]
     scale = float(np.mean(np.var(x, axis=0, dtype=np.float64))) or 1.0
-    losses = {}
-    for relative in grid:
-        whole = fit_head(x, y, ridge=relative * scale, tolerance=1e-6)
+    losses, whole = {}, None
+    for relative in sorted(grid, reverse=True):
+        whole = fit_head(x, y, ridge=relative * scale, start=whole, tolerance=1e-6)
         predicted = _predict_out_of_fold(x, fold, _fit_folds(x, y, fold, whole, tolerance=1e-6))
         losses[relative * scale] = log_losses(predicted, y).mean()
     return min(losses, key=losses.get)

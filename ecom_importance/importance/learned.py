@@ -37,8 +37,8 @@ def label_quality(
     oof_proba: Array,  # (N, C) class probabilities, out of fold
     class_thresholds: Array,  # (C,) usual probability of each class on its own rows
     *,
-    method: str = "normalized_margin",  # or "self_confidence", "confidence_weighted_entropy"
-    adjust: bool = True,  # whether each class is measured against its own usual level
+    method: str = "self_confidence",  # or "normalized_margin", "confidence_weighted_entropy"
+    adjust: bool = False,  # whether each class is measured against its own usual level
 ) -> Array:  # (N,) in [0, 1]
     "Cleanlab's label quality score."
     with warnings.catch_warnings():
