@@ -266,7 +266,7 @@ def test_search_is_neither_trivial_nor_noise(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", list(DEMOS))
 def test_the_stated_zero_shot_figures(name, tmp_path, monkeypatch):
     assert zero_shot(name, None, tmp_path, monkeypatch) == pytest.approx(ZERO_SHOT[name], abs=0.0051)
-    notebook = Path(__file__).parents[1] / "nbs" / "02_preprocessing" / "05_demo.ipynb"
+    notebook = Path(__file__).parents[1] / "nbs" / "02_preprocessing" / "06_demo.ipynb"
     assert f"{ZERO_SHOT[name]:.2f}" in notebook.read_text(encoding="utf-8")
 
 
