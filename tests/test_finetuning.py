@@ -170,7 +170,7 @@ def test_line_start_keeps_the_order():
 def test_a_tiny_model_learns_its_rows_by_heart(tiny, kind, loss):
     samples = table(n_queries=4).assign(split="train")
     before = METRIC.mean(samples["query_id"], samples["gain"], make_ranker(kind, tiny, device="cpu").predict(samples))
-    ranker = fine_tune(samples, kind=kind, loss=loss, model=tiny, epochs=60, batch_size=16, learning_rate=3e-3, train_layers=None, progress=False, device="cpu")
+    ranker = fine_tune(samples, kind=kind, loss=loss, model=tiny, epochs=60, batch_size=16, learning_rate=3e-3, train_layers="all", progress=False, device="cpu")
     after = METRIC.mean(samples["query_id"], samples["gain"], ranker.predict(samples))
     assert before < 0.95 and after == pytest.approx(1)
     assert ranker.history["loss"].iloc[-5:].mean() < ranker.history["loss"].iloc[1:6].mean()
@@ -265,7 +265,7 @@ def test_frozen_layers_stay_as_they_were(tiny):
 
 def test_full_training_reaches_the_embeddings(tiny):
     before = load_encoder(tiny, device="cpu").network.embeddings.word_embeddings.weight
-    after = fine_tune(table().assign(split="train"), model=tiny, train_layers=None, **FAST).network.embeddings.word_embeddings.weight
+    after = fine_tune(table().assign(split="train"), model=tiny, train_layers="all", **FAST).network.embeddings.word_embeddings.weight
     assert not torch.equal(before, after)
 
 
@@ -305,7 +305,7 @@ def test_the_record_holds_every_row_of_every_epoch(tiny, loss):
 def test_a_loss_that_is_no_number_stops_names_the_batch_and_keeps_the_last_good_epoch(tiny):
     samples = table().assign(split="train")
     with pytest.raises(TrainingError) as caught:
-        fine_tune(samples, kind="cross-encoder", model=tiny, train_layers=None, epochs=2, batch_size=8, learning_rate=1e30, warmup=0.01, clip=1e30, progress=False, device="cpu")
+        fine_tune(samples, kind="cross-encoder", model=tiny, train_layers="all", epochs=2, batch_size=8, learning_rate=1e30, warmup=0.01, clip=1e30, progress=False, device="cpu")
     error = caught.value
     assert f"epoch {error.epoch}, batch {error.batch}" in str(error) and repr(error.sample_ids[0]) in str(error)
     assert set(error.sample_ids) <= set(samples["sample_id"]) and len(error.sample_ids) == 8
@@ -517,6 +517,9 @@ def test_bad_rows_are_refused(samples, message):
 def test_more_layers_than_there_are_is_an_error(tiny):
     with pytest.raises(DataError, match="has 3 layers"):
         fine_tune(T, model=tiny, train_layers=4, progress=False)
+    with pytest.raises(DataError, match="train_layers is 'most'"):
+        fine_tune(T, model=tiny, train_layers="most", progress=False)
+    assert [fine_tune(T, kind=kind, model=tiny, **FAST).settings["train_layers"] for kind in ("bi-encoder", "cross-encoder")] == [2, 3]
 
 
 def test_a_log_of_one_gain_trains_pointwise_and_is_refused_pairwise(tiny):

@@ -36,6 +36,7 @@ class Arm:
     weights: pd.Series = field(repr=False)  # by sample_id of training and trusted rows; rows of weight 0 and rows not named are not learned from
     control: str | None = None  # the arm that differs only in not looking at importance; None for arms that do not look
     estimator: str | None = None  # whose scores made the weights
+    way: str = ""  # how: "weighted" or "filtered"
 
 # %% ../../nbs/06_finetuning/03_arms.ipynb #f0ff57f2
 def weigh_by_grade(
@@ -66,11 +67,12 @@ def make_arms(
             made[f"best {share:.0%} by {name}"] = weigh(scores[name], "top_fraction", fraction=share)
             made[f"best {share:.0%} of each grade by {name}"] = weigh_by_grade(scores[name], grade, "top_fraction", fraction=share)
         for title, weights in made.items():
-            arms.append(Arm(title, weights, "uniform", name))
+            way = "filtered" if title.startswith("best") else "weighted"
+            arms.append(Arm(title, weights, "uniform", name, way))
             if len(trusted):
                 # A kept row counts as much as a trusted one, so that the filter changes which rows are there and nothing else.
-                rows = (weights > 0).astype(float) if title.startswith("best") else weights
-                arms.append(Arm(f"trusted + {title}", pd.concat([rows, trusted]), "trusted + uniform", name))
+                rows = (weights > 0).astype(float) if way == "filtered" else weights
+                arms.append(Arm(f"trusted + {title}", pd.concat([rows, trusted]), "trusted + uniform", name, way))
     return arms
 
 # %% ../../nbs/06_finetuning/03_arms.ipynb #8bbfe0c2
@@ -247,10 +249,11 @@ def choose_arm(
     trial: Trial,
     *,
     only_scored: bool = False,  # only among arms that look at importance
+    way: str = "",  # only among those that act in this way: "weighted" or "filtered"
 ) -> str:
     "The arm with the highest mean of the metric on the choosing half of select; those that act on a baseline's scores are no candidates."
     scored = {name: arm.estimator is not None for name, arm in trial.arms.items()}
-    names = [name for name, arm in trial.arms.items() if not (scored[name] and ESTIMATORS[arm.estimator].family == "baseline") and (scored[name] or not only_scored)]
+    names = [name for name, arm in trial.arms.items() if not (scored[name] and ESTIMATORS[arm.estimator].family == "baseline") and (scored[name] or not only_scored) and way in ("", arm.way)]
     return max(names, key=lambda name: trial.values(name, "choose").mean())
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..features import Encoder, _check_texts, _quiet_loading, embed, import_torch, load_encoder, model_folder, plan_batches, pool, tokenise
+from ..features import TOKEN_BUDGETS, Encoder, _check_texts, _quiet_loading, embed, import_torch, load_encoder, model_folder, plan_batches, pool, tokenise
 from ..importance.heads import Head
 from ..samples import DataError
 
@@ -205,9 +205,10 @@ class CrossEncoder(TextRanker):
         torch, tokens = import_torch(), self.tokenise(samples)
         once = replace(tokens, index=np.arange(len(tokens.ids))[:, None])
         scores = np.zeros(len(tokens.ids))
+        budget = TOKEN_BUDGETS.get(self.encoder.device.split(":")[0], 1024)
         self.network.eval()
         with torch.inference_mode():
-            for texts in plan_batches(once.lengths) if len(tokens.ids) else []:
+            for texts in plan_batches(once.lengths, budget) if len(tokens.ids) else []:
                 scores[texts] = self.logits(once, texts).cpu().numpy()
         return scores[tokens.index[:, 0]]
 
