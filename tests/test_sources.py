@@ -11,7 +11,7 @@ import pytest
 from ecom_importance.preprocessing import sources
 from ecom_importance.preprocessing.sources import (SOURCES, complete_samples, list_sources, read_esci, read_event_log, read_home_depot, read_samples, read_ubi, read_wands,
                                                    split_trusted)
-from ecom_importance.samples import BINARY, ESCI_KDD, ESCI_LINEAR, GAIN_MAPS, DataError, GainMap, GradeScale, check_samples, check_splits, data_root
+from ecom_importance.samples import BINARY, ESCI_KDD, ESCI_LINEAR, GAIN_MAPS, DataError, GradeScale, check_samples, check_splits, data_root
 
 ROOT = data_root()
 real = pytest.mark.skipif(ROOT is None, reason="the public data sets are not here (ECOM_IMPORTANCE_DATA)")
@@ -468,6 +468,21 @@ def test_trusted_rows_of_a_second_file_are_valid_whatever_it_says(tmp_path):
     samples = read_samples(tmp_path / "log.parquet", tmp_path / "judged.parquet", gain_map="BINARY")
     assert samples["split"].value_counts().to_dict() == {"train": 3, "valid": 3} and samples["sample_id"].is_unique
     assert set(samples.loc[samples["split"] == "valid", "sample_id"]) == {f"valid-{row}" for row in range(3)}
+
+
+def test_trusted_rows_may_have_our_names_already(tmp_path):
+    own_table().rename(columns={"query": "search_term"}).to_csv(tmp_path / "log.csv", index=False)
+    own_table().to_csv(tmp_path / "judged.csv", index=False)
+    told = {"gain_map": "BINARY", "columns": {"search_term": "query"}}
+    assert len(read_samples(tmp_path / "log.csv", tmp_path / "judged.csv", **told)) == 6
+    with pytest.raises(DataError, match="judged.csv: there is no column 'search_term'"):
+        read_samples(tmp_path / "judged.csv", tmp_path / "log.csv", **told)
+
+
+def test_two_columns_do_not_become_one(tmp_path):
+    own_table().assign(title="a title").to_csv(tmp_path / "log.csv", index=False)
+    with pytest.raises(DataError, match="item_text, title would all be 'item_text'"):
+        read_samples(tmp_path / "log.csv", gain_map="BINARY", columns={"title": "item_text"})
 
 
 def test_gains_without_labels_are_their_own_labels(tmp_path):

@@ -607,7 +607,7 @@ def read_samples(
     valid: str | Path | None = None,  # trusted samples, in a file of their own
     *,
     gain_map: str | None = None,  # a name in `samples.GAIN_MAPS`; needed where there is no column `gain`
-    columns: Mapping[str, str] = {},  # their name → ours, for both files
+    columns: Mapping[str, str] = {},  # their name → ours; the second file may have ours already
 ) -> pd.DataFrame:  # the checked table of both
     "Read training and trusted samples into one table; `DataError` for a name or a row that cannot be used."
     if gain_map is not None and gain_map not in GAIN_MAPS:
@@ -616,12 +616,21 @@ def read_samples(
     for name, split in ((file, "train"), (valid, "valid")):
         if name is None:
             continue
-        table = read_table(name)
-        if absent := [theirs for theirs in columns if theirs not in table]:
-            raise DataError(f"there is no column {absent[0]!r} to rename", file=name, expected=f"one of {', '.join(map(str, table.columns))}", mend=_nearest(absent[0], table.columns))
-        table = complete_samples(table.rename(columns=columns), gain_map=GAIN_MAPS.get(gain_map), split=split, file=name)
+        table = _rename(read_table(name), columns, name, lenient=split == "valid")
+        table = complete_samples(table, gain_map=GAIN_MAPS.get(gain_map), split=split, file=name)
         parts.append(check_samples(table.assign(split="valid") if split == "valid" else table, file=name))
     return check_samples(pd.concat(parts, ignore_index=True), file=file)
+
+
+def _rename(table: pd.DataFrame, columns: Mapping[str, str], file: str | Path, *, lenient: bool) -> pd.DataFrame:
+    "The table under our names; the second file may have them already."
+    if absent := [theirs for theirs, ours in columns.items() if theirs not in table and not (lenient and ours in table)]:
+        raise DataError(f"there is no column {absent[0]!r} to rename", file=file, expected=f"one of {', '.join(map(str, table.columns))}", mend=_nearest(absent[0], table.columns))
+    names = [columns.get(name, name) for name in table.columns]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        both = ", ".join(str(theirs) for theirs, ours in zip(table.columns, names) if ours == twice[0])
+        raise DataError(f"{both} would all be {twice[0]!r}", file=file, column=str(twice[0]), expected="one column for each name", mend="leave one of them out of the file, or out of columns")
+    return table.set_axis(names, axis=1)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
