@@ -293,9 +293,11 @@ def test_crossed_bootstrap_has_the_moments_of_its_definition():
     rng = np.random.default_rng(0)
     d = rng.normal(size=(4, 6)) + rng.normal(size=(4, 1)) + rng.normal(size=(1, 6))
     s, q = d.shape
+    by_seed = d.mean(1, keepdims=True)
+    stretched = d - by_seed + d.mean() + np.sqrt(s / (s - 1)) * (by_seed - d.mean())
     cov_s, cov_q = (np.eye(n) / n - 1 / n ** 2 for n in (s, q))
     cov_s, cov_q = cov_s / s, cov_q / q
-    second = sum((cov_s[a, c] + 1 / s ** 2) * (cov_q[b, e] + 1 / q ** 2) * d[a, b] * d[c, e]
+    second = sum((cov_s[a, c] + 1 / s ** 2) * (cov_q[b, e] + 1 / q ** 2) * stretched[a, b] * stretched[c, e]
                  for a in range(s) for c in range(s) for b in range(q) for e in range(q))
     variance = second - d.mean() ** 2
     means = ev.crossed_bootstrap(d, n_resamples=60_000)
@@ -303,6 +305,29 @@ def test_crossed_bootstrap_has_the_moments_of_its_definition():
     np.testing.assert_allclose(means.var(), variance, rtol=.04)
     both = ev.crossed_bootstrap(np.stack([d, 2 * d]), n_resamples=50, seed=3)
     same(both, np.stack([ev.crossed_bootstrap(d, n_resamples=50, seed=3)] * 2, axis=1) * [1, 2])
+
+
+@pytest.mark.parametrize("n_seeds", [2, 3, 10])
+def test_resampled_seeds_vary_as_seeds_do(n_seeds):
+    "Where only seeds differ, the variance of the mean is the unbiased s^2 / S; a plain bootstrap gives (S - 1) / S of it."
+    by_seed = np.random.default_rng(n_seeds).normal(size=n_seeds)
+    means = ev.crossed_bootstrap(np.tile(by_seed[:, None], 40), n_resamples=40_000)
+    np.testing.assert_allclose(means.var(), by_seed.var(ddof=1) / n_seeds, rtol=.04)
+    one = np.random.default_rng(0).normal(size=(1, 40))                   # one seed: nothing to stretch, only queries vary
+    np.testing.assert_allclose(ev.crossed_bootstrap(one, n_resamples=40_000).var(), one.var() / 40, rtol=.04)
+
+
+def test_draws_are_made_once_for_tables_of_one_size_and_are_those_of_a_table_too_large_to_keep(monkeypatch):
+    rng, drawn, real = np.random.default_rng(0), [], ev._draws
+    monkeypatch.setattr(ev, "_draws", lambda *size: drawn.append(size) or real(*size))
+    ev._kept_draws.cache_clear()
+    a, b = rng.normal(size=(2, 3, 50))
+    kept = [ev.crossed_bootstrap(table, n_resamples=200, seed=1) for table in (a, b, a)]
+    assert drawn == [(3, 50, 200, 1)]
+    np.testing.assert_array_equal(kept[0], kept[2])
+    monkeypatch.setattr(ev, "KEEP_UP_TO", 0)
+    np.testing.assert_array_equal(ev.crossed_bootstrap(a, n_resamples=200, seed=1), kept[0])
+    assert len(drawn) == 2
 
 
 @pytest.mark.parametrize("seed_effect, query_effect", [(0, 1), (.1, 1), (.05, .3)])
@@ -351,6 +376,9 @@ def test_the_three_sentences(shift, kind, opening):
     v = ev.compare(noise - noise.mean() + shift, np.zeros(500), names=("weighted", "uniform"), metric="NDCG", n_resamples=1000)
     assert v.kind == kind and v.sentence.startswith(opening) and "500 queries, 1 seed;" in v.sentence and "against uniform" in v.sentence
     assert ("helps" in v.sentence) == (kind != "hurts")
+    assert "one training, which says nothing of other seeds" in v.sentence
+    several = ev.compare(np.tile(noise + shift, (2, 1)), np.zeros(500), n_resamples=100)
+    assert "2 seeds;" in several.sentence and "one training" not in several.sentence
 
 
 def test_equal_arms_are_no_evidence():
