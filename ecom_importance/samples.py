@@ -16,6 +16,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ class GainMap:
         unknown = np.flatnonzero(gains.isna().to_numpy())
         if len(unknown):
             names = ", ".join(repr(label) for label in pd.unique(labels.iloc[unknown])[:5])
-            raise DataError(f"{len(unknown):,} labels are not in gain map {self.name!r}: {names}", file=file, column="label", rows=unknown,
+            raise DataError(f"{len(unknown):,} label{'s are' if len(unknown) > 1 else ' is'} not in gain map {self.name!r}: {names}", file=file, column="label", rows=unknown,
                             expected=f"one of {', '.join(str(label) for label in self.gains)}",
                             mend="correct these rows, or pass a GainMap that names them")
         return gains.astype(float)
@@ -114,7 +115,7 @@ class GradeScale:
         wrong = np.flatnonzero(~grades.between(self.low, self.high).to_numpy())
         if len(wrong):
             names = ", ".join(repr(label) for label in pd.unique(labels.iloc[wrong])[:5])
-            raise DataError(f"{len(wrong):,} labels are off the scale {self.name!r}: {names}", file=file, column="label", rows=wrong,
+            raise DataError(f"{len(wrong):,} label{'s are' if len(wrong) > 1 else ' is'} off the scale {self.name!r}: {names}", file=file, column="label", rows=wrong,
                             expected=f"a number from {self.low:g} to {self.high:g}",
                             mend="correct these rows, or pass a GradeScale with other ends")
         return (grades - self.low) / (self.high - self.low)
@@ -147,6 +148,7 @@ SCHEMA = pa.DataFrameSchema({
     "gain": pa.Column(float, coerce=True, nullable=False, checks=pa.Check.in_range(0, 1, error="a number from 0 to 1")),
     "split": pa.Column(checks=pa.Check.isin(SPLITS, error="one of train, valid, select, test")),
     "position": pa.Column(float, coerce=True, nullable=True, required=False, checks=pa.Check.ge(1, error="positions counted from 1")),
+    "timestamp": pa.Column(nullable=True, required=False, checks=pa.Check(pd.api.types.is_datetime64_any_dtype, error="times, not texts or numbers", name="times")),
     "propensity": pa.Column(float, coerce=True, nullable=True, required=False,
                             checks=pa.Check.in_range(0, 1, include_min=False, error="a probability above 0, at most 1")),
     "noise": pa.Column(nullable=False, required=False),
@@ -353,8 +355,13 @@ def split_by_time(
     if "timestamp" not in samples or samples["timestamp"].isna().any():
         rows = np.flatnonzero(samples["timestamp"].isna()) if "timestamp" in samples else None
         raise DataError("a time split needs a timestamp in every row", column="timestamp", rows=rows, mend="drop the rows without one, or split by query")
-    moments = sorted((pd.Timestamp(moment), name) for name, moment in begins.items())
-    when = pd.to_datetime(samples["timestamp"])
+    if not set(begins) <= set(SPLITS) - {"train"}:
+        raise DataError(f"splits begin under the names {', '.join(begins)}", expected=", ".join(SPLITS[1:]), mend="train is what lies before all of them")
+    try:
+        when = pd.to_datetime(samples["timestamp"], utc=True)
+        moments = sorted((pd.to_datetime(moment, utc=True), name) for name, moment in begins.items())
+    except (ValueError, TypeError) as failure:
+        raise DataError(f"a time cannot be read: {str(failure).splitlines()[0][:120]}", column="timestamp", expected="times; those without a zone are taken as UTC", mend="convert the column with pandas.to_datetime") from None
     split = pd.Series("train", index=samples.index)
     for moment, name in moments:
         split[when >= moment] = name
@@ -379,25 +386,26 @@ def assign_folds(
 
 # %% ../nbs/00_samples.ipynb #f6cbf754
 def check_splits(
-    samples: pd.DataFrame,
+    samples: pd.DataFrame,  # `query`, `item_id`, `split`, and `timestamp` where the splits are cut by time
 ) -> None:
     "`DataError` when near-duplicate queries stand in two splits that no moment in time separates."
     clusters = fit_query_clusters(samples).assign(samples)
-    splits = samples.groupby(clusters, sort=False)["split"].nunique()
-    shared = splits.index[splits > 1]
-    if not len(shared) or _cut_by_time(samples):
+    apart = _times_apart(samples)
+    found = samples.groupby(clusters, sort=False)["split"].unique()
+    shared = [name for name, splits in found.items() if any({a, b} not in apart for a, b in combinations(splits, 2))]
+    if not shared:
         return
-    rows = np.flatnonzero(np.isin(clusters, list(shared)))
-    raise DataError(f"{len(shared):,} clusters of near-duplicate queries stand in more than one split", column="split", rows=rows,
+    rows = np.flatnonzero(np.isin(clusters, shared))
+    raise DataError(f"{len(shared):,} {'cluster' if len(shared) == 1 else 'clusters'} of near-duplicate queries in more than one split", column="split", rows=rows,
                     expected="each query, with its near-duplicates, in one split", mend="make the splits with split_by_query or split_by_time")
 
 
-def _cut_by_time(samples: pd.DataFrame) -> bool:
-    "Whether every training row is older than every other row."
+def _times_apart(samples: pd.DataFrame) -> list[set[str]]:
+    "The pairs of splits that one moment separates."
     if "timestamp" not in samples or samples["timestamp"].isna().any():
-        return False
-    train = samples["split"] == "train"
-    return bool(train.any() and not train.all() and samples.loc[train, "timestamp"].max() < samples.loc[~train, "timestamp"].min())
+        return []
+    spans = pd.to_datetime(samples["timestamp"], utc=True).groupby(samples["split"]).agg(["min", "max"])
+    return [{a, b} for a, b in combinations(spans.index, 2) if spans["max"][a] < spans["min"][b] or spans["max"][b] < spans["min"][a]]
 
 # %% ../nbs/00_samples.ipynb #9c236b38
 def unseen_items(

@@ -96,12 +96,31 @@ def test_seeds_are_remembered():
     np.testing.assert_array_equal(first.predictions["uniform"], second.predictions["uniform"])
 
 
+def test_a_seed_is_saved_and_read_back(trial, tmp_path):
+    first = trial.seeds[0]
+    first.save(tmp_path / "seed-0.npz")
+    second = first.load(tmp_path / "seed-0.npz")
+    assert [arm.name for arm in second.arms] == [arm.name for arm in first.arms] and second.arms[-1].control == first.arms[-1].control
+    assert second.found == first.found and second.rows == first.rows and list(second.predictions) == list(first.predictions)
+    for name in first.predictions:
+        np.testing.assert_array_equal(second.predictions[name], first.predictions[name])
+
+
+def test_labels_are_called_clean_only_where_nothing_was_planted_before():
+    from ecom_importance.preprocessing.noise import plant
+
+    spoiled, _ = plant(make_samples(), "flip", 0.1, 9)
+    result = run(spoiled, noise="flip", rate=0.1, seeds=[0])
+    assert "labels before planting" in result.predictions and "clean labels" not in result.predictions
+
+
 @pytest.mark.parametrize("kind", ["flip", "whole_query", "duplicate_conflict"])
 def test_noise_that_changes_the_rows_is_vectorised_again(kind):
     result = run(make_samples(), noise=kind, rate=0.1, seeds=[0])
     figures = result.detected()
     assert set(figures["estimator"]) == {"random", "trusted_loss"} and figures["auroc"].between(0, 1).all()
-    assert len(result.seeds[0].samples) == len(result.seeds[0].scores) + (result.seeds[0].samples["split"] != "train").sum()
+    assert result.seeds[0].rows >= 0.5 * 480
+    assert (result.seeds[0].rows > (draw_training_queries(make_samples(), 0)["split"] == "train").sum()) == (kind == "duplicate_conflict")
 
 
 def test_rows_without_weight_are_not_learned_from():

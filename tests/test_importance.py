@@ -414,6 +414,17 @@ def test_a_part_from_outside_is_used(evidence):
     assert "head" not in made.computed
 
 
+def test_parts_from_outside_are_asked_for_again():
+    samples, x = make_samples()
+    outside = np.random.default_rng(0).random(240)
+    made = Evidence.from_samples(samples, x, given={"fitted": outside})
+    values = score(made, "loss")["loss"]
+    rows = np.flatnonzero(samples["split"] == "train")[[4, 9]]
+    with pytest.raises(DataError, match="'fitted' of the old rows came from outside"):
+        score_new(made, samples.iloc[rows], x[rows], "loss")
+    np.testing.assert_allclose(score_new(made, samples.iloc[rows], x[rows], "loss", given={"fitted": outside[[4, 9]]})["loss"], values.iloc[[4, 9]])
+
+
 def test_settings_of_parts_are_kept_for_new_rows():
     samples, x = make_samples()
     made = Evidence.from_samples(samples, x, settings={"fold": {"n_folds": 3}, "head": {"ridge": 0.5}})

@@ -208,6 +208,34 @@ def test_a_leak_is_refused():
         check_splits(samples)
 
 
+def test_time_separates_only_the_splits_that_it_separates():
+    samples = make_samples(20).assign(timestamp=pd.Timestamp("2026-03-01"))
+    samples.loc[samples["query_id"] == 3, "split"] = "select"
+    samples.loc[samples["query_id"] == 4, ["query", "split"]] = ["x3 q3", "test"]
+    samples.loc[samples["split"] == "train", "timestamp"] = pd.Timestamp("2026-01-01")
+    with pytest.raises(DataError, match="1 cluster of near-duplicate"):
+        check_splits(samples)
+    samples.loc[samples["split"] == "test", "timestamp"] = pd.Timestamp("2026-04-01")
+    check_splits(samples)
+
+
+@pytest.mark.parametrize("times, begins, what", [(["10/1/2017"] * 60, {"tset": "2026-01-01"}, "begin under the names tset"), (["yesterday"] * 60, {"test": "2026-01-01"}, "cannot be read"), (None, {"test": "soon"}, "cannot be read")])
+def test_times_that_cannot_be_used(times, begins, what):
+    table = make_samples(10).assign(timestamp=times or pd.date_range("2026-01-01", periods=60, tz="Asia/Shanghai"))
+    with pytest.raises(DataError, match=what):
+        split_by_time(table, begins)
+
+
+def test_times_with_a_zone_are_cut():
+    table = make_samples(10).assign(timestamp=pd.date_range("2026-01-01", periods=60, tz="Asia/Shanghai"))
+    assert (split_by_time(table, {"test": "2026-02-01"})["split"] == "test").sum() == 28
+
+
+def test_times_are_no_texts():
+    with pytest.raises(DataError, match="times, not texts"):
+        check_samples(make_samples().assign(timestamp="10/1/2017"))
+
+
 @given(st.integers(2, 7), st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
 def test_folds_keep_clusters_whole(n_folds, seed):

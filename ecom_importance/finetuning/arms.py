@@ -7,11 +7,13 @@ __all__ = ['logger', 'Arm', 'weigh_by_grade', 'make_arms', 'draw_training_querie
            'run_seed', 'Trial', 'run_trial', 'choose_arm', 'tabulate_arms', 'judge']
 
 # %% ../../nbs/06_finetuning/03_arms.ipynb #6115cd2e
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -33,7 +35,7 @@ class Arm:
     "One candidate: the rows that it learns from, with their weights."
 
     name: str
-    weights: pd.Series = field(repr=False)  # by sample_id of training and trusted rows; rows of weight 0 and rows not named are not learned from
+    weights: pd.Series | None = field(repr=False)  # by sample_id of training and trusted rows; rows of weight 0 and rows not named are not learned from. None once trained and put away
     control: str | None = None  # the arm that differs only in not looking at importance; None for arms that do not look
     estimator: str | None = None  # whose scores made the weights
     way: str = ""  # how: "weighted" or "filtered"
@@ -64,8 +66,8 @@ def make_arms(
     for name in scores.columns:
         made = {f"weighted by {name}": weigh(scores[name], "rank")}
         for share in keep:
-            made[f"best {share:.0%} by {name}"] = weigh(scores[name], "top_fraction", fraction=share)
-            made[f"best {share:.0%} of each grade by {name}"] = weigh_by_grade(scores[name], grade, "top_fraction", fraction=share)
+            made[f"best {100 * share:g}% by {name}"] = weigh(scores[name], "top_fraction", fraction=share)
+            made[f"best {100 * share:g}% of each grade by {name}"] = weigh_by_grade(scores[name], grade, "top_fraction", fraction=share)
         for title, weights in made.items():
             way = "filtered" if title.startswith("best") else "weighted"
             arms.append(Arm(title, weights, "uniform", name, way))
@@ -128,12 +130,25 @@ class SeedTrial:
     "What one seed gave."
 
     seed: int
-    samples: pd.DataFrame  # as trained on
-    scores: pd.DataFrame  # by sample_id of the training rows
-    arms: list[Arm]
+    rows: int  # training rows, after the draw and the planting
+    arms: list[Arm]  # without their weights
     predictions: dict[str, np.ndarray]  # arm → (rows to be judged,)
     found: dict[str, dict[str, float]]  # estimator → detection figures; empty without a ledger
     seconds: dict[str, float]
+
+    def save(self, path: Path) -> None:
+        "Write it as arrays and JSON, with no text of the samples."
+        facts = {"seed": self.seed, "rows": self.rows, "arms": [[arm.name, arm.control, arm.estimator, arm.way] for arm in self.arms], "names": list(self.predictions), "found": self.found, "seconds": self.seconds}
+        with open(path, "wb") as file:
+            np.savez_compressed(file, facts=np.array(json.dumps(facts)), predictions=np.stack(list(self.predictions.values())))
+
+    @staticmethod
+    def load(path: Path) -> "SeedTrial":
+        "Read what `save` wrote."
+        with np.load(path, allow_pickle=False) as kept:
+            facts, predictions = json.loads(str(kept["facts"])), kept["predictions"]
+        arms = [Arm(name, None, control, estimator, way) for name, control, estimator, way in facts["arms"]]
+        return SeedTrial(facts["seed"], facts["rows"], arms, dict(zip(facts["names"], predictions)), facts["found"], facts["seconds"])
 
 
 def run_seed(
@@ -165,9 +180,11 @@ def run_seed(
     predictions = {arm.name: train_arm(noisy, arm, metric=metric, vectors=vectors, seed=seed).predict(judged, judged_vectors) for arm in arms}
     if ledger is not None:
         clean = next(arm for arm in arms if arm.name == "uniform")
-        predictions["clean labels"] = _train_clean(drawn, clean, metric, vectorise, seed).predict(judged, judged_vectors)
+        # Labels are only known to be clean where nothing was planted before.
+        before = "noise" in drawn and (drawn.loc[drawn["split"] == "train", "noise"] != "").any()
+        predictions["labels before planting" if before else "clean labels"] = _train_clean(drawn, clean, metric, vectorise, seed).predict(judged, judged_vectors)
     seconds["training"] = time.perf_counter() - began
-    return SeedTrial(seed, noisy, scores, arms, predictions, _detect(noisy, scores), seconds)
+    return SeedTrial(seed, len(scores), [replace(arm, weights=None) for arm in arms], predictions, _detect(noisy, scores), seconds)
 
 
 def _train_clean(drawn: pd.DataFrame, uniform: Arm, metric: RankingMetric, vectorise: Callable, seed: int):
@@ -283,4 +300,4 @@ def judge(
 ) -> Verdict:
     "The verdict on one arm on test."
     against = against or (trial.arms[name].control if name in trial.arms else None) or "uniform"
-    return compare(trial.values(name, unseen=unseen), trial.values(against, unseen=unseen), names=(name, against), metric=str(trial.metric))
+    return compare(trial.values(name, unseen=unseen), trial.values(against, unseen=unseen), names=(name, against), metric=str(trial.metric).split(" (")[0])

@@ -11,6 +11,7 @@ __all__ = ['Array', 'logger', 'PARTS', 'ESTIMATORS', 'HIDDEN', 'BLOCK_CELLS', 'N
 # %% ../../nbs/04_importance/00_estimators.ipynb #2448fa07
 import inspect
 import logging
+import os
 import time
 import tracemalloc
 from collections import Counter
@@ -163,6 +164,7 @@ class Evidence:
         self.valid = {f"{name}_valid": column for name, column in valid.items()}
         self.n, self.m = len(self.train["sample_id"]), len(valid["sample_id"]) if "sample_id" in valid else 0
         self.settings = {name: dict(some) for name, some in (settings or {}).items()}
+        self.given = frozenset(given or {})  # parts that came from outside, and cannot be made for other rows
         self.values: dict[str, object] = {}
         self.seconds: dict[str, float] = {}
         self.computed: Counter = Counter()
@@ -319,16 +321,19 @@ BLOCK_CELLS = 2**25  # training rows × trusted rows at a time: 128 MB as float3
 def block_bounds(
     evidence: Evidence,
     chosen: Estimator,
+    workers: int = 1,  # cut into at least so many blocks
 ) -> list[tuple[str | None, slice]]:
-    "The cuts that keep N × M of a block within BLOCK_CELLS: trusted rows first where that is allowed, else training rows."
+    "The cuts that keep N × M of a block within BLOCK_CELLS: training rows where those may be cut, else trusted rows."
     n, m = evidence.n, max(evidence.m, 1)
     uses_valid = any(_along(name) == "valid" for name in chosen.need.required)
-    if not chosen.additive_over or n * (m if uses_valid else 1) <= BLOCK_CELLS:
+    cells = n * (m if uses_valid else 1)
+    most = min(BLOCK_CELLS, -(-cells // workers))
+    if not chosen.additive_over or cells <= most:
         return [(None, slice(None))]
     if "train" in chosen.additive_over:
-        step = max(1, BLOCK_CELLS // m if uses_valid else BLOCK_CELLS)
+        step = max(1, most // m if uses_valid else most)
         return [("train", slice(start, min(start + step, n))) for start in range(0, n, step)]
-    return [("valid", rows) for rows in query_blocks(evidence.query_bounds, max(1, BLOCK_CELLS // n))]
+    return [("valid", rows) for rows in query_blocks(evidence.query_bounds, max(1, most // n))]
 
 
 def query_blocks(
@@ -361,14 +366,15 @@ def _whole_sum(evidence: Evidence, chosen: Estimator, settings: Mapping, engine:
     "An estimator's result over all rows, block by block, not yet divided by M."
     arguments = gather(evidence, chosen.need, chosen.name)
     run = partial(_run_block, chosen, arguments, settings, evidence.n)
-    blocks = block_bounds(evidence, chosen)
-    with ThreadPoolExecutor(None if engine == "threads" else 1) as pool:
+    workers = (os.cpu_count() or 1) if engine == "threads" else 1
+    blocks = block_bounds(evidence, chosen, workers)
+    with ThreadPoolExecutor(workers) as pool:
         results = pool.map(run, blocks) if engine == "threads" else map(run, blocks)
         results = tqdm(results, total=len(blocks), desc=chosen.name, disable=not progress or len(blocks) < 4, leave=False)
         if blocks[0][0] == "train":
             return np.concatenate(list(results))
         total = np.zeros(evidence.n)
-        for result in results:  # added as they come, so that no more than a few blocks are held
+        for result in results:  # in the order of the blocks, so that the sum is the same however they finish
             total += result
         return total
 
@@ -493,7 +499,8 @@ def score_new(
     vectors: Array,  # (rows, d) aligned with samples
     names: str | Callable | Iterable[str | Callable],
     *,
-    settings: Mapping[str, Mapping[str, object]] | None = None,
+    given: Mapping[str, object] | None = None,  # parts from outside, for the new rows
+    settings: Mapping[str, Mapping[str, object]] | None = None,  # estimator → setting → value
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:  # indexed by the new sample_id
@@ -505,25 +512,31 @@ def score_new(
             raise DataError(f"{one.name} values rows against each other, so new rows need all of it again", mend=f"score them with one of: {able}")
     if len(vectors) != len(samples):
         raise DataError(f"{len(vectors):,} vectors for {len(samples):,} samples", mend="pass the vectors of these very rows, in their order")
-    new = Evidence(_columns(samples, vectors, np.arange(len(samples))), {}, settings=evidence.settings)
+    fitted, along = _parts_below(chosen)
+    lacking = [name for name in along if name in evidence.given and name not in (given or {})]
+    if lacking:
+        raise DataError(f"the part {lacking[0]!r} of the old rows came from outside, and there is none for the new rows", mend=f"pass given={{{lacking[0]!r}: ...}} for the new rows")
+    new = Evidence(_columns(samples, vectors, np.arange(len(samples))), {}, given=given, settings=evidence.settings)
     new.valid, new.m = evidence.valid, evidence.m
-    for name in _fitted_below(chosen):
+    for name in fitted:
         if has(evidence, name):
             new.values[name] = find(evidence, name)
     return score(new, names, settings=settings, seed=seed, progress=progress)
 
 
-def _fitted_below(chosen: Iterable[Estimator]) -> set[str]:
-    "The parts under some estimators that are fitted on all rows, or run along the trusted ones."
-    found, waiting = set(), [name for one in chosen for name in (*one.need.required, *one.need.optional)]
+def _parts_below(chosen: Iterable[Estimator]) -> tuple[set[str], set[str]]:
+    "The parts under some estimators that are kept as fitted, and those along the training rows that are made for new ones."
+    fitted, along, waiting = set(), set(), [name for one in chosen for name in (*one.need.required, *one.need.optional)]
     while waiting:
         name = waiting.pop()
-        if name in PARTS and name not in found:
-            if PARTS[name].along == "train":
-                waiting += [*PARTS[name].need.required, *PARTS[name].need.optional]
-            else:
-                found.add(name)
-    return found
+        if name not in PARTS or name in fitted or name in along:
+            continue
+        if PARTS[name].along == "train":
+            along.add(name)
+            waiting += [*PARTS[name].need.required, *PARTS[name].need.optional]
+        else:
+            fitted.add(name)
+    return fitted, along
 
 # %% ../../nbs/04_importance/00_estimators.ipynb #3c51729c
 @dataclass(frozen=True)
@@ -569,17 +582,18 @@ def _take_sample(evidence: Evidence, size: int, seed: int) -> Evidence:
 
 
 def _run_probe(small: Evidence, chosen: list[Estimator]) -> dict[str, Probe]:
-    "name → what it took; memory with the tracer on, seconds of estimators with it off."
+    "name → what it took. Twice: seconds with the tracer off, which slows things down, and memory with it on."
     seen = {}
     for one in chosen:
-        for name in (name for name in _parts_in_order(one.need) if name not in seen and has(small, name)):
-            mb = _peak_mb(lambda: find(small, name))
-            seen[name] = Probe("part", max(small.seconds[name], 1e-6), mb)
         arguments = gather(small, one.need, one.name)
-        mb = _peak_mb(lambda: one.function(**arguments))
         began = time.perf_counter()
         one.function(**arguments)
-        seen[one.name] = Probe("estimator", max(time.perf_counter() - began, 1e-6), mb)
+        seconds = time.perf_counter() - began
+        for name in (name for name in _parts_in_order(one.need) if name not in seen and has(small, name)):
+            del small.values[name]  # whatever it needs is there again, since those come first
+            taken = small.seconds[name]
+            seen[name] = Probe("part", max(taken, 1e-6), _peak_mb(partial(find, small, name)))
+        seen[one.name] = Probe("estimator", max(seconds, 1e-6), _peak_mb(partial(one.function, **arguments)))
     return seen
 
 
