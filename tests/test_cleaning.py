@@ -76,10 +76,10 @@ def test_impossible_values_each_by_its_rule():
     table = pd.DataFrame({"price": pd.array([1, None, -1, 2], dtype="Int64"), "position": [0.0, np.inf, 1, np.nan], "dwell": [0, 1, 2, -0.1], "propensity": [1, 0.5, 0, 1.1],
                           "other": [np.nan, -5, -np.inf, 1], "timestamp": pd.to_datetime(["1990-01-01", "1989-12-31", "2026-01-02", None]), "quantity": [-1, -1, -1, -1]})
     wrong = find_impossible(table, now=NOW)
-    assert wrong["price"].tolist() == [False, False, True, False] and wrong["position"].tolist() == [False, True, False, False]
+    assert wrong["price"].tolist() == [False, False, True, False] and wrong["position"].tolist() == [True, True, False, False]  # the first position is 1
     assert wrong["dwell"].tolist() == [False] * 3 + [True] and wrong["propensity"].tolist() == [False, False, True, True] and wrong["other"].tolist() == [False, False, True, False]
     assert wrong["timestamp"].tolist() == [False, True, True, False] and "quantity" not in wrong  # returns are negative quantities
-    assert drop_impossible(table, now=NOW)[1] == 3
+    assert drop_impossible(table, now=NOW)[1] == 4
     zoned = table["timestamp"].dt.tz_localize("Asia/Shanghai")
     assert find_impossible(pd.DataFrame({"timestamp": zoned}), now=NOW.tz_localize("UTC"))["timestamp"].tolist() == [True, True, True, False]
     with pytest.raises(DataError) as error:
@@ -110,7 +110,7 @@ def brute_sessions(log: pd.DataFrame, gap: float) -> list[tuple]:
     "Sessions by loops."
     rows = []
     for user, group in log.sort_values("timestamp", kind="stable").groupby("user_id"):
-        times, sessions = list(group["timestamp"]), []
+        times, sessions = list(group["timestamp"].drop_duplicates()), []  # one moment is one event
         for moment in times:
             if sessions and (moment - sessions[-1][-1]).total_seconds() <= gap * 60:
                 sessions[-1].append(moment)
@@ -156,6 +156,57 @@ def test_bots_are_dropped_and_humans_kept():
     assert drop_bots(mixed)[1] == dropped
     zoned = log.assign(timestamp=log["timestamp"].dt.tz_localize("Asia/Shanghai"))
     assert drop_bots(zoned)[1] == dropped
+
+
+def paged_log(seed: int = 0) -> pd.DataFrame:
+    "200 shoppers who look at one page of twelve items; ten of them at nine, one every ten seconds."
+    rng = np.random.default_rng(seed)
+    tables = []
+    for user in range(200):
+        start = pd.Timestamp("2024-05-01") + pd.Timedelta(seconds=int(rng.integers(0, 86400)))
+        shown = start + pd.to_timedelta(np.repeat(np.arange(9 if user < 10 else 1) * 10, 12), unit="s")
+        tables.append(pd.DataFrame({"user_id": f"u{user}", "timestamp": shown, "item_id": np.arange(len(shown)), "query": "lamp", "label": "view"}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_a_page_of_impressions_is_one_act(tmp_path):
+    log = paged_log()
+    assert drop_bots(log)[1] == 0 and clean_samples(log, now=NOW)[1]["rows touched"].iloc[-1] == 0
+    sessions = measure_sessions(log).set_index("user_id")
+    assert sessions.loc["u0", ["events", "peak_rate"]].tolist() == [9, 7] and sessions.loc["u10", "events"] == 1
+    log.to_parquet(tmp_path / "log.parquet")
+    assert clean_log(tmp_path / "log.parquet", tmp_path / "clean.parquet", now=NOW)["rows after"].iloc[-1] == len(log)
+
+
+def test_only_training_rows_are_judged():
+    rows = pd.DataFrame({"sample_id": range(5), "query": "lamp", "item_text": ["LED", "LED", "desk", "desk", "oak"], "label": ["E", "I", "E", "I", "S"],
+                         "split": ["train", "test", "train", "train", "valid"]})
+    clean, report = clean_samples(rows, conflicts="drop")
+    assert clean["sample_id"].tolist() == [0, 1, 4]  # a test label takes no training row away, and its own row stays
+    told = report.set_index("step").loc["contradicting labels"]
+    assert told["rows touched"] == 2 and told["what was done"] == "1 group of one query and title with several labels among the training rows, dropped"
+    assert clean_samples(rows.drop(columns="split"), conflicts="drop")[0]["sample_id"].tolist() == [4]
+    assert len(clean_samples(rows[rows["split"] != "train"], conflicts="drop")[0]) == 2
+
+    log = log_with_bots(100)
+    robots = log["kind"] != "human"
+    trusted = log.assign(split=np.where(robots, "test", "train"))
+    assert len(clean_samples(trusted, now=NOW)[0]) == len(log)  # trusted rows stay, however fast
+    noisy = log.assign(split=np.where(log["user_id"].isin(["u0", "u1"]), "test", "train"))
+    alone = clean_samples(noisy[noisy["split"] == "train"], now=NOW)[1]["what was done"].iloc[-1]
+    crawled = pd.concat([noisy, *(noisy[robots].assign(split="test", user_id=noisy["user_id"] + f"-{copy}") for copy in range(40))])
+    clean, report = clean_samples(crawled, now=NOW)
+    assert report["what was done"].iloc[-1] == alone  # the thresholds are those of the training rows
+    assert (clean["split"] == "test").sum() == (crawled["split"] == "test").sum() and set(clean.loc[clean["split"] == "train", "kind"]) == {"human"}
+
+
+def test_the_report_says_what_filled_a_gap():
+    table = pd.DataFrame({"query": "lamp", "item_text": ["a", "b", "c"], "label": "E", "price": [1.0, 3.0, np.nan], "brand": ["x", "x", None]})
+    told = clean_samples(table, fill={"price": "median", "brand": "mode"})[1].set_index("step")["what was done"]
+    assert told["missing price"] == "filled with 2, the median of all rows: there is no split"
+    assert told["missing brand"] == "filled with 'x', the mode of all rows: there is no split"
+    told = clean_samples(table.assign(split="train"), fill={"price": "median", "brand": "none"})[1].set_index("step")["what was done"]
+    assert told["missing price"] == "filled with 2, the median of the training rows" and told["missing brand"] == "filled with 'none'"
 
 
 def test_thresholds_resist_the_bots_they_look_for():

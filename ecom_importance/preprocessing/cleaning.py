@@ -67,7 +67,7 @@ class _TextOfHTML(HTMLParser):
         super().__init__(convert_charrefs=False)
         self.pieces: list[str] = []
 
-    def handle_starttag(self, tag: str, attrs) -> None:
+    def handle_starttag(self, tag: str, attrs) -> None:  # both from the parser
         self.pieces.append(" " if tag in BLOCK else "")
 
     handle_startendtag = handle_starttag
@@ -165,7 +165,8 @@ def repair_texts(
     for column in [name for name in columns if name in table.columns]:
         codes, distinct = pd.factorize(table[column])
         new = [repair(text) if isinstance(text, str) else text for text in distinct]
-        changed = np.array([one is not other and one != other for one, other in zip(new, distinct, strict=True)] + [False])  # a missing text has code −1
+        changed = [one is not other and one != other for one, other in zip(new, distinct, strict=True)]
+        changed = np.array([*changed, False])  # a missing text has code −1
         if changed.any():
             touched |= changed[codes]
             values = np.array([*new, None], dtype=object)[codes]
@@ -210,7 +211,7 @@ def drop_missing(
     return table[~gaps], int(gaps.sum())
 
 # %% ../../nbs/02_preprocessing/01_cleaning.ipynb #2ad998b8
-RULES: Mapping[str, tuple[float, float]] = {"price": (0, np.inf), "position": (0, np.inf), "dwell": (0, np.inf), "age": (0, 120), "gain": (0, 1),
+RULES: Mapping[str, tuple[float, float]] = {"price": (0, np.inf), "position": (1, np.inf), "dwell": (0, np.inf), "age": (0, 120), "gain": (0, 1),
                                             "propensity": (np.finfo(float).tiny, 1)}  # a propensity of 0 cannot be divided by
 FIRST_TIME = pd.Timestamp("1990-01-01")  # the first web page is of that year
 
@@ -303,9 +304,9 @@ SELECT user_id, session::BIGINT AS session, count(*) AS events, max(minute) AS p
 FROM (SELECT user_id, session, moment,
              count(*) OVER (PARTITION BY user_id, session ORDER BY moment RANGE BETWEEN INTERVAL 60 SECONDS PRECEDING AND CURRENT ROW) AS minute
       FROM (SELECT user_id, moment, sum(new) OVER (PARTITION BY user_id ORDER BY moment RANGE UNBOUNDED PRECEDING) AS session
-            FROM (SELECT {user} AS user_id, {timestamp} AS moment,
-                         CASE WHEN {timestamp} - lag({timestamp}) OVER (PARTITION BY {user} ORDER BY {timestamp}) <= INTERVAL {gap} SECONDS THEN 0 ELSE 1 END AS new
-                  FROM log WHERE {user} IS NOT NULL AND {timestamp} IS NOT NULL)))
+            FROM (SELECT user_id, moment,
+                         CASE WHEN moment - lag(moment) OVER (PARTITION BY user_id ORDER BY moment) <= INTERVAL {gap} SECONDS THEN 0 ELSE 1 END AS new
+                  FROM (SELECT DISTINCT {user} AS user_id, {timestamp} AS moment FROM log WHERE {user} IS NOT NULL AND {timestamp} IS NOT NULL))))
 GROUP BY user_id, session ORDER BY user_id, session
 """
 
@@ -317,7 +318,7 @@ def measure_sessions(
     timestamp: str = "timestamp",   # the column of times
     gap_minutes: float = 30,        # a silence longer than this ends a session
 ) -> pd.DataFrame:                  # user_id, session (counted from 1), events, peak_rate (events within 60 s), start, stop; users as they first appear
-    "Cut each user's events into sessions and count how many and how fast they are."
+    "Cut each user's events into sessions and count how many and how fast they are; rows of one user and moment are one event."
     for name in (user, timestamp):
         if name not in log.columns:
             raise DataError("the log has no such column", column=name, expected=f"one of {', '.join(map(str, log.columns))}")
@@ -364,7 +365,8 @@ def flag_bots(
     events_floor: float = EVENTS_FLOOR,  # never flag a session for fewer events
 ) -> pd.DataFrame:                   # the sessions with `bot` (truth value) and `reason` ('rate', 'events', 'rate, events' or '')
     "Flag the sessions that are too fast or too long; the thresholds stand in `attrs`."
-    limits = {"peak_rate": rate_threshold(sessions["peak_rate"], rate_floor, deviations), "events": rate_threshold(sessions["events"], events_floor, deviations)}
+    limits = {"peak_rate": rate_threshold(sessions["peak_rate"], rate_floor, deviations),
+              "events": rate_threshold(sessions["events"], events_floor, deviations)}
     fast, long = (sessions[name] > limit for name, limit in limits.items())
     reason = np.select([fast & long, fast, long], ["rate, events", "rate", "events"], "")
     flagged = sessions.assign(bot=fast | long, reason=reason)
@@ -396,7 +398,8 @@ def _clean_texts(samples: pd.DataFrame, columns: Sequence[str], max_characters: 
         report.add(f"text: {name}", len(samples), touched, len(samples), done)
     samples, touched = repair_texts(samples, columns, clean_text)
     report.add("text: again", len(samples), touched, len(samples), "all four repeated until nothing changes")
-    longest = max((int(samples[name].dropna().map(lambda text: len(str(text))).max() or 0) for name in columns if samples[name].notna().any()), default=0)
+    lengths = [samples[name].dropna().map(lambda text: len(str(text))).max() for name in columns if samples[name].notna().any()]
+    longest = max(map(int, lengths), default=0)
     if max_characters is None:
         report.add("text: length", len(samples), 0, len(samples), f"kept whole; the longest has {longest:,} characters")
         return samples
@@ -414,8 +417,11 @@ def _clean_gaps(samples: pd.DataFrame, columns: Sequence[str], fill: Mapping[str
         if not gaps or name == "noise":
             continue
         if name in fill:
+            judged = "the training rows" if "split" in samples.columns else "all rows: there is no split"
             samples, touched, value = fill_missing(samples, name, fill[name])
-            report.add(f"missing {name}", rows, touched, rows, f"filled with {value!r}" + (f", the {fill[name]} of the training rows" if fill[name] in ("median", "mode") else ""))
+            shown = f"{value:g}" if pd.api.types.is_number(value) else repr(value)
+            learnt = f", the {fill[name]} of {judged}" if fill[name] in ("median", "mode") else ""
+            report.add(f"missing {name}", rows, touched, rows, f"filled with {shown}{learnt}")
         elif name in REQUIRED:
             samples, touched = drop_missing(samples, [name])
             report.add(f"missing {name}", rows, touched, len(samples), "dropped")
@@ -424,14 +430,25 @@ def _clean_gaps(samples: pd.DataFrame, columns: Sequence[str], fill: Mapping[str
     return samples
 
 # %% ../../nbs/02_preprocessing/01_cleaning.ipynb #da487b76
+def _training_rows(samples: pd.DataFrame) -> pd.DataFrame:
+    "The rows that may be judged and dropped: those of train, or all where there is no split."
+    return samples[samples["split"] == "train"] if "split" in samples.columns else samples
+
+
+def _among(samples: pd.DataFrame) -> str:
+    return " among the training rows" if "split" in samples.columns else ""
+
+
 def _clean_conflicts(samples: pd.DataFrame, conflicts: str, report: CleaningReport) -> pd.DataFrame:
     if not {"query", "item_text", "label"} <= set(samples.columns):
         report.add("contradicting labels", len(samples), 0, len(samples), "not checked: needs query, item_text and label")
         return samples
-    found = find_conflicts(samples)
+    found = find_conflicts(_training_rows(samples))
     kept = samples.drop(index=found.index) if conflicts == "drop" else samples
+    groups = found["group"].nunique()
     report.add("contradicting labels", len(samples), len(found), len(kept),
-               f"{found['group'].nunique():,} groups of one query and title with several labels, {'dropped' if conflicts == 'drop' else 'kept: reported only'}")
+               f"{groups:,} group{'' if groups == 1 else 's'} of one query and title with several labels{_among(samples)}, "
+               f"{'dropped' if conflicts == 'drop' else 'kept: reported only'}")
     return kept
 
 
@@ -440,10 +457,13 @@ def _clean_bots(samples: pd.DataFrame, bots: bool, report: CleaningReport) -> pd
     if not bots or not {"user_id", "timestamp"} <= set(samples.columns):
         report.add("bot-like sessions", rows, 0, rows, "not asked for" if not bots else "not checked: needs user_id and timestamp")
         return samples
-    limits = flag_bots(measure_sessions(samples)).attrs["thresholds"]
-    samples, touched = drop_bots(samples)
-    report.add("bot-like sessions", rows, touched, len(samples), f"dropped: above {limits['peak_rate']:.0f} events within a minute or {limits['events']:.0f} a session")
-    return samples
+    judged = _training_rows(samples)
+    limits = flag_bots(measure_sessions(judged)).attrs["thresholds"]
+    human, touched = drop_bots(judged)
+    kept = samples.drop(index=judged.index.difference(human.index))
+    report.add("bot-like sessions", rows, touched, len(kept),
+               f"dropped{_among(samples)}: above {limits['peak_rate']:.0f} events within a minute or {limits['events']:.0f} a session")
+    return kept
 
 # %% ../../nbs/02_preprocessing/01_cleaning.ipynb #37830e62
 def clean_samples(
@@ -453,8 +473,8 @@ def clean_samples(
     max_characters: int | None = None,  # cut longer texts; None keeps them whole
     fill: Mapping[str, object] | None = None,  # column → value, 'median' or 'mode' for its gaps
     rules: Mapping[str, tuple[float, float]] = RULES,  # column → least and greatest possible value
-    conflicts: str = "keep",            # 'keep' rows whose label is contradicted, or 'drop' all of them
-    bots: bool = True,                  # whether bot-like sessions are dropped, where there are user and time
+    conflicts: str = "keep",            # 'keep' rows whose label is contradicted, or 'drop' all of them (training rows alone, where there is a split)
+    bots: bool = True,                  # whether bot-like sessions are dropped, where there are user and time (training rows alone, likewise)
     now: pd.Timestamp | None = None,    # the end of possible times; this moment when None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # the samples, numbered anew, and the cleaning report
     "Clean a table step by step; the report says how many rows each step touched. `DataError` when nothing is left."
@@ -468,13 +488,15 @@ def clean_samples(
     wrong = find_impossible(samples, rules, now)
     named = ", ".join(f"{name} {count:,}" for name, count in wrong.sum().items() if count)
     samples, touched = drop_impossible(samples, rules, now)
-    report.add("impossible values", len(samples) + touched, touched, len(samples), f"dropped: {named}" if named else f"none in {', '.join(wrong.columns) or 'any column'}")
+    report.add("impossible values", len(samples) + touched, touched, len(samples),
+               f"dropped: {named}" if named else f"none in {', '.join(wrong.columns) or 'any column'}")
     samples, touched = drop_duplicates(samples)
     report.add("exact duplicates", len(samples) + touched, touched, len(samples), "all but the first dropped")
     samples = _clean_conflicts(samples, conflicts, report)
     samples = _clean_bots(samples, bots, report)
     if samples.empty:
-        raise DataError(f"none of {given:,} rows is left after cleaning: " + "; ".join(f"{line['step']} {line['rows touched']:,}" for line in report.lines if line["rows touched"]),
+        touches = "; ".join(f"{line['step']} {line['rows touched']:,}" for line in report.lines if line["rows touched"])
+        raise DataError(f"none of {given:,} rows is left after cleaning: {touches}",
                         expected="at least one clean row", mend="read the steps in this message; fill gaps with `fill`, or widen `rules`")
     return samples.reset_index(drop=True), report.table
 
@@ -490,11 +512,12 @@ def _drop_bots_from_log(connection: duckdb.DuckDBPyConnection, once: Path, out: 
     return connection.execute(f"SELECT count(*) FROM read_parquet({quote_value(glob.escape(str(file)))})").fetchall()[0][0]
 
 # %% ../../nbs/02_preprocessing/01_cleaning.ipynb #3569dceb
-def _count_dirt(connection: duckdb.DuckDBPyConnection, relation: duckdb.DuckDBPyRelation, text: Sequence[str], valid: tuple[str, str], file: Path) -> tuple[int, int, int, int]:
+def _count_dirt(connection: duckdb.DuckDBPyConnection, relation: duckdb.DuckDBPyRelation, text: Sequence[str],
+                valid: tuple[str, str], file: Path) -> tuple[int, int, int, int]:
     "Write the log with clean texts; its rows, and how many had a text to repair, a gap, an impossible time."
     columns = ", ".join(f"clean_text({quote_column(name)}) AS {quote_column(name)}" if name in text else quote_column(name) for name in relation.columns)
-    relation.query("log", f"SELECT {columns}, ({' OR '.join(f'{quote_column(name)} IS DISTINCT FROM clean_text({quote_column(name)})' for name in text) or 'false'}) AS dirty_ FROM log"
-                   ).write_parquet(str(file), compression="zstd")
+    dirty = " OR ".join(f"{quote_column(name)} IS DISTINCT FROM clean_text({quote_column(name)})" for name in text) or "false"
+    relation.query("log", f"SELECT {columns}, ({dirty}) AS dirty_ FROM log").write_parquet(str(file), compression="zstd")
     whole, possible = valid
     return connection.execute(f"SELECT count(*), count(*) FILTER (dirty_), count(*) FILTER (NOT ({whole})), count(*) FILTER ({whole} AND NOT {possible}) "
                               f"FROM read_parquet({quote_value(glob.escape(str(file)))})").fetchall()[0]
@@ -543,7 +566,8 @@ def clean_log(
             report.add("impossible times", rows - gaps, odd, rows - gaps - odd, "dropped: before 1990 or in the future")
             if rows == gaps + odd:
                 raise DataError("no row of the log is left after cleaning", expected=f"rows with {', '.join(needed)} and a possible time")
-            kept = deduplicate(connection.sql(f"SELECT * EXCLUDE (dirty_) FROM read_parquet({quote_value(glob.escape(str(texts)))}) WHERE {' AND '.join(valid)}"), once)
+            clean = f"SELECT * EXCLUDE (dirty_) FROM read_parquet({quote_value(glob.escape(str(texts)))}) WHERE {' AND '.join(valid)}"
+            kept = deduplicate(connection.sql(clean), once)
             report.add("exact duplicates", kept.rows_read, kept.rows_read - kept.rows_written, kept.rows_written, "all but one dropped")
             left = _drop_bots_from_log(connection, once, out, user, timestamp)
         except duckdb.Error as error:
