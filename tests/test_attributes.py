@@ -74,6 +74,16 @@ def test_what_cannot_be_fitted(change, how, what):
         fit_attributes(shop().assign(**change), **how)
 
 
+@pytest.mark.parametrize("name, values", [("behaviour", "click"), ("timestamp", pd.Timestamp("2024-05-01")), ("sampling_probability", 0.1)])
+def test_columns_that_tell_the_label_are_refused_and_never_taken(name, values):
+    table = shop().assign(**{name: values})
+    assert not any(name in feature for feature in fit_attributes(table).feature_names)
+    for how in ({"numeric": [name]}, {"categories": [name]}):
+        with pytest.raises(DataError, match="gives the answer away") as error:
+            fit_attributes(table, **how)
+        assert error.value.column == name
+
+
 def test_transform_needs_its_columns():
     fitted = fit_attributes(shop())
     with pytest.raises(DataError, match="brand"):
@@ -194,6 +204,15 @@ def test_only_training_impressions_are_used():
 def test_propensities_refuse(change, how, what):
     with pytest.raises(DataError, match=what):
         estimate_propensities(change(impressions(np.array([1, 0.5]), queries=20, shows=5)), **how)
+
+
+def test_wrong_clicks_are_named_by_the_rows_of_the_table_that_was_given():
+    log = impressions(np.array([1, 0.5]), queries=20, shows=5).assign(split="train").astype({"clicked": object})
+    log.loc[:9, "split"], log.loc[12, "clicked"] = "test", None
+    log.loc[3, "clicked"], log.loc[[15, 40], "clicked"] = "unsure", 2  # a test row is not looked at
+    with pytest.raises(DataError, match="not clicked or not") as error:
+        estimate_propensities(log.set_index(np.arange(len(log)) + 1000))
+    assert list(error.value.rows) == [15, 40]
 
 
 def test_attaching_propensities():

@@ -23,16 +23,16 @@ from .reading import BEHAVIOURS
 from ..samples import OPTIONAL, REQUIRED, DataError
 
 # %% ../../nbs/02_preprocessing/02_attributes.ipynb #3080b5d5
-NOT_ATTRIBUTES = ("label", "gain", "split", "noise", "sample_id")
+NOT_ATTRIBUTES = ("label", "gain", "split", "noise", "sample_id", "behaviour", "timestamp", "sampling_probability")
 
 
 def _choose(samples: pd.DataFrame, numeric: Sequence[str] | None, categories: Sequence[str] | None) -> tuple[list[str], list[str]]:
     "The numeric and the categorical columns: as named, else all beside the sample table's own, by their type."
-    beside = [name for name in samples.columns if name not in (*REQUIRED, *OPTIONAL)]
-    numbers = [name for name in beside if pd.api.types.is_numeric_dtype(samples[name].dtype) and not pd.api.types.is_bool_dtype(samples[name].dtype)]
+    beside = {name: samples[name].dtype for name in samples.columns if name not in (*REQUIRED, *OPTIONAL, *NOT_ATTRIBUTES)}
+    numbers = [name for name, kind in beside.items() if pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind)]
     numeric = [name for name in numbers if name not in (categories or ())] if numeric is None else list(numeric)
     if categories is None:
-        categories = [name for name in beside if name not in numeric and name not in numbers and not pd.api.types.is_datetime64_any_dtype(samples[name].dtype)]
+        categories = [name for name, kind in beside.items() if name not in (*numeric, *numbers) and not pd.api.types.is_datetime64_any_dtype(kind)]
     for name in [*numeric, *categories]:
         if name in NOT_ATTRIBUTES:
             raise DataError("this column cannot be an attribute: it gives the answer away", column=name, expected="what is known before the label")
@@ -128,15 +128,19 @@ def fit_attributes(
         raise DataError(f"scale={scale!r}, encode={encode!r}", expected="scale 'zscore' or 'minmax', encode 'onehot' or 'ordinal'")
     if "split" not in samples.columns or not (samples["split"] == "train").any():
         raise DataError("there are no training rows to fit on", column="split", expected="rows with split 'train'", mend="split the samples first")
-    numeric, categories = _choose(samples, numeric, [*categories, *(name for name in orders or {} if name not in categories)] if categories is not None else None)
+    if categories is not None:
+        categories = [*categories, *(name for name in orders or {} if name not in categories)]
+    numeric, categories = _choose(samples, numeric, categories)
     train = _numbers_and_texts(samples[samples["split"] == "train"], numeric, categories)
     for name in log:
         if name not in numeric or (train[name] < 0).any():
             raise DataError("only a numeric column without negative values can be put on a logarithmic scale", column=name)
     ordered = dict(orders or {})
     plain = [name for name in categories if name not in ordered]
-    steps = [("numbers", _number_steps(scale, False), [name for name in numeric if name not in log]), ("logarithms", _number_steps(scale, True), list(log)),
-             ("categories", _category_steps(encode, min_count), plain), *((f"order of {name}", _order_steps(order, scale), [name]) for name, order in ordered.items())]
+    steps = [("numbers", _number_steps(scale, False), [name for name in numeric if name not in log]),
+             ("logarithms", _number_steps(scale, True), list(log)),
+             ("categories", _category_steps(encode, min_count), plain),
+             *((f"order of {name}", _order_steps(order, scale), [name]) for name, order in ordered.items())]
     transformer = ColumnTransformer([step for step in steps if step[2]], verbose_feature_names_out=False).fit(train)
     return Attributes(transformer, tuple(numeric), tuple(categories), len(train))
 
@@ -187,15 +191,18 @@ def behaviour_counts(
 ) -> pd.DataFrame:                  # aligned with `samples`: KEY_n_BEHAVIOUR, KEY_recency_days, KEY_mean_dwell_s
     "Counts, recency and mean dwell time of each sample's key, from events strictly before the sample's time."
     keys = [by] if isinstance(by, str) else list(by)
-    for table, names, what in ((log, [*keys, behaviour, timestamp, *([dwell] if dwell else [])], "log"), (samples, [*keys, *([] if until is not None else [timestamp])], "samples")):
+    needed = [*keys, behaviour, timestamp, *([dwell] if dwell else [])]
+    for table, names, what in ((log, needed, "log"), (samples, [*keys, *([] if until is not None else [timestamp])], "samples")):
         if lacking := [name for name in names if name not in table.columns]:
             raise DataError(f"the {what} have no such column", column=lacking[0], expected=f"one of {', '.join(map(str, table.columns))}")
     if unknown := sorted(set(map(str, log[behaviour].dropna().unique())) - set(behaviours)):
-        raise DataError(f"behaviours that are not expected: {', '.join(unknown[:5])}", column=behaviour, expected=f"one of {', '.join(behaviours)}", mend="name them in `behaviours`")
+        raise DataError(f"behaviours that are not expected: {', '.join(unknown[:5])}", column=behaviour, expected=f"one of {', '.join(behaviours)}",
+                        mend="name them in `behaviours`")
     log, key = log.dropna(subset=keys), "_key"
     log_key, asked_key = _code_keys(log, samples, keys)
     now = pd.Series(pd.Timestamp(until), index=samples.index, name=timestamp) if until is not None else samples[timestamp]
-    asked = pd.DataFrame({key: asked_key, "_when": _utc(now, "the samples' times").to_numpy(), "_row": np.arange(len(samples))}).sort_values("_when", kind="stable")
+    asked = pd.DataFrame({key: asked_key, "_when": _utc(now, "the samples' times").to_numpy(), "_row": np.arange(len(samples))})
+    asked = asked.sort_values("_when", kind="stable")
     past = _running_counts(log.assign(**{key: log_key}), key, _utc(log[timestamp], "the log's times"), behaviour, behaviours, dwell)
     found = pd.merge_asof(asked, past, on="_when", by=key, allow_exact_matches=False).sort_values("_row")
     return _name_counts(found, "_".join(keys), behaviours, dwell).set_axis(samples.index)
@@ -225,12 +232,13 @@ def _count_cells(log: pd.DataFrame, query: str, item: str, position: str, clicke
     if lacking:
         raise DataError("the log has no such column", column=lacking[0], expected=f"one of {', '.join(map(str, log.columns))}",
                         mend="a row is an impression: query, item, position, and whether it was clicked")
+    used = log[[query, item, position, clicked]].notna().all(axis=1).to_numpy()
     if "split" in log.columns:
-        log = log[log["split"] == "train"]
-    log = log.dropna(subset=[query, item, position, clicked])
-    wrong = ~log[clicked].isin([0, 1])
-    if wrong.any() or log.empty:
-        raise DataError("no impressions" if log.empty else "values that are not clicked or not", column=clicked, rows=np.flatnonzero(wrong), expected="True or False, 1 or 0")
+        used &= log["split"].eq("train").to_numpy(dtype=bool)
+    wrong = np.flatnonzero(used & ~log[clicked].isin([0, 1]).to_numpy(dtype=bool))  # counted in the table that was given
+    if len(wrong) or not used.any():
+        raise DataError("values that are not clicked or not" if len(wrong) else "no impressions", column=clicked, rows=wrong, expected="True or False, 1 or 0")
+    log = log[used]
     cells = log.assign(_clicked=log[clicked].astype(int)).groupby([query, item, position])["_clicked"].agg(["size", "sum"]).reset_index()
     positions, place = np.unique(cells[position], return_inverse=True)
     pair = cells.groupby([query, item]).ngroup().to_numpy()
@@ -253,7 +261,8 @@ def _ratios(cells: _Cells) -> list[tuple[int, int, float, float]]:
     both = grid.merge(grid, on="pair", suffixes=("_k", "_l"))
     both = both[both["place_k"] < both["place_l"]]
     weight = both["n_k"] * both["n_l"] / (both["n_k"] + both["n_l"])
-    sums = both.assign(rate_k=weight * both["c_k"] / both["n_k"], rate_l=weight * both["c_l"] / both["n_l"]).groupby(["place_k", "place_l"])[["rate_k", "rate_l", "c_k", "c_l"]].sum()
+    both = both.assign(rate_k=weight * both["c_k"] / both["n_k"], rate_l=weight * both["c_l"] / both["n_l"])
+    sums = both.groupby(["place_k", "place_l"])[["rate_k", "rate_l", "c_k", "c_l"]].sum()
     sums = sums[(sums["rate_k"] > 0) & (sums["rate_l"] > 0)]
     return [(k, l, np.log(row.rate_k / row.rate_l), 1 / (1 / row.c_k + 1 / row.c_l)) for (k, l), row in zip(sums.index, sums.itertuples(), strict=True)]
 
@@ -269,8 +278,8 @@ def propensities_by_pairs(
     free = design[:, 1:] * weight[:, None]  # the first position is 1, its logarithm 0
     solved, _, rank, _ = np.linalg.lstsq(free, target * weight, rcond=None)
     if rank < len(cells.positions) - 1:
-        raise DataError("some positions share no clicked pair with the others", column="position", expected="clicks on query–item pairs at different positions",
-                        mend="use a longer log or fewer positions")
+        raise DataError("some positions share no clicked pair with the others", column="position",
+                        expected="clicks on query–item pairs at different positions", mend="use a longer log or fewer positions")
     return np.exp(np.concatenate([[0.0], solved]))
 
 # %% ../../nbs/02_preprocessing/02_attributes.ipynb #ffab05ae
