@@ -24,7 +24,7 @@ def choose_rows(
     names: Sequence,  # (N,) names of rows
     odds: np.ndarray,  # (N,) how readily each goes wrong; 0 = never
     n: int,  # how many to take
-    seed: int = 0,
+    seed: int = 0,  # of the hashes that draw
 ) -> np.ndarray:  # (N,) bool
     "The first `n` rows of the race u / odds, where u is a hash of the row's name: the same rows in any row order."
     odds = np.asarray(odds, float)
@@ -66,7 +66,7 @@ def label_gains(
 # %% ../../nbs/02_preprocessing/05_noise.ipynb #fa44b71e
 def propose_flips(
     train: pd.DataFrame,  # training rows
-    seed: int = 0,
+    seed: int = 0,  # of the hashes that draw
 ) -> Proposal:
     "Every row that has an opposite, with equal odds; gain → 1 − gain."
     gain = train["gain"].to_numpy(float)
@@ -76,7 +76,9 @@ def propose_flips(
 MIN_GRADE_SHARE = 0.01  # of the training rows: what is rarer is an average that happened, not a grade
 
 
-def find_grades(gain: np.ndarray) -> np.ndarray:
+def find_grades(
+    gain: np.ndarray,  # (N,) gains of the training rows
+) -> np.ndarray:  # (G,)
     "The gains that at least one row in a hundred carries, ascending."
     values, counts = np.unique(np.round(gain, 9), return_counts=True)
     return values[counts >= MIN_GRADE_SHARE * len(gain)]
@@ -92,7 +94,7 @@ def neighbour_confusion(
 
 def propose_confusions(
     train: pd.DataFrame,  # training rows
-    seed: int = 0,
+    seed: int = 0,  # of the hashes that draw
 ) -> Proposal:
     "Each row moves to a neighbouring grade; odds and direction come from `neighbour_confusion`."
     gain = train["gain"].to_numpy(float)
@@ -114,7 +116,7 @@ RELEVANT_FROM = 0.5  # gain from which a user who saw everything would click
 
 def examine(
     position: ArrayLike,  # (N,) counted from 1
-    decay: float = ATTENTION_DECAY,
+    decay: float = ATTENTION_DECAY,  # the exponent η
 ) -> np.ndarray:  # (N,) probability that the position is looked at
     "Examination probability of the position-based model: position to the power of −decay."
     return np.asarray(position, float) ** -decay
@@ -124,7 +126,7 @@ def click_probability(
     gain: ArrayLike,  # (N,) true gain, 0 … 1
     position: ArrayLike,  # (N,) counted from 1
     *,
-    decay: float = ATTENTION_DECAY,
+    decay: float = ATTENTION_DECAY,  # the exponent η
     irrelevant: float = CLICK_IF_IRRELEVANT,  # chance of a click on an examined item of gain 0
 ) -> np.ndarray:  # (N,)
     "Examined times attracted, as in the formula above."
@@ -133,7 +135,7 @@ def click_probability(
 # %% ../../nbs/02_preprocessing/05_noise.ipynb #af472a08
 def assign_positions(
     samples: pd.DataFrame,  # `sample_id`, `query_id` and `gain`
-    seed: int = 0,
+    seed: int = 0,  # of the hashes that draw
 ) -> pd.Series:  # position from 1, aligned with samples
     "The list that a mediocre past ranker would have shown: each query's items by gain plus a uniform number."
     names = samples["sample_id"].to_numpy()
@@ -143,7 +145,7 @@ def assign_positions(
 
 def propose_position_bias(
     train: pd.DataFrame,  # training rows with `position`
-    seed: int = 0,
+    seed: int = 0,  # of the hashes that draw
 ) -> Proposal:
     "Relevant items that were not seen become gain 0, irrelevant ones that stood high become gain 1."
     gain = train["gain"].to_numpy(float)
@@ -154,7 +156,7 @@ def propose_position_bias(
 # %% ../../nbs/02_preprocessing/05_noise.ipynb #350d755d
 def propose_accidental_clicks(
     train: pd.DataFrame,  # training rows
-    seed: int = 0,
+    seed: int = 0,  # of the hashes that draw
 ) -> Proposal:
     "Irrelevant rows, with equal odds, become gain 1."
     return Proposal((train["gain"].to_numpy(float) < RELEVANT_FROM).astype(float), np.ones(len(train)))
@@ -162,7 +164,7 @@ def propose_accidental_clicks(
 # %% ../../nbs/02_preprocessing/05_noise.ipynb #969dbafc
 def propose_whole_queries(
     train: pd.DataFrame,  # training rows
-    seed: int = 0,
+    seed: int = 0,  # of the hashes that draw
 ) -> Proposal:
     "Every row shows another query's gain, or 1 − its own; odds are those of the row's query (`choose_queries` takes them whole)."
     gain = train["gain"].to_numpy(float)
@@ -182,7 +184,7 @@ def choose_queries(
     query_ids: Sequence,  # (N,) the query of each row
     odds: np.ndarray,  # (N,) 0 where a row would not change
     n: int,  # rows to spoil
-    seed: int = 0,
+    seed: int = 0,  # of the hashes that draw
 ) -> np.ndarray:  # (N,) bool
     "All rows of some queries that would change, as near to `n` as whole queries allow."
     changed = pd.Series(np.asarray(odds) > 0).groupby(np.asarray(query_ids, dtype=object)).sum()
@@ -192,7 +194,7 @@ def choose_queries(
 
 # %% ../../nbs/02_preprocessing/05_noise.ipynb #17b6cb74
 def make_near_duplicate(
-    text: str,
+    text: str,  # a title
     draw: float,  # in [0, 1): which of the small changes
 ) -> str:
     "The same title as another feed would print it: two neighbours swapped, one word or one character fewer, a number added."
@@ -209,9 +211,9 @@ def make_near_duplicate(
 
 
 def add_near_duplicates(
-    samples: pd.DataFrame,
+    samples: pd.DataFrame,  # a sample table
     chosen: np.ndarray,  # (N,) bool: the rows to be doubled
-    seed: int = 0,
+    seed: int = 0,  # of the hashes that draw
 ) -> pd.DataFrame:  # the new rows alone, with new names and texts, labels still true
     "Near-duplicates of the chosen rows under new sample and item ids."
     rows = samples[chosen].copy()
@@ -251,7 +253,7 @@ def plant(
     samples: pd.DataFrame,  # a sample table whose training labels are true, or noisy only where `noise` says so
     kind: str,  # one of `list_noise()`
     rate: float,  # share of training rows whose label is to differ from the truth, 0 … 1
-    seed: int = 0,
+    seed: int = 0,  # of the hashes that draw
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # the samples with `noise`, and the ledger
     """Spoil a share of the training rows in one way.
 
@@ -332,9 +334,9 @@ def confusion_matrix(
 
 # %% ../../nbs/02_preprocessing/05_noise.ipynb #82a9dced
 def plant_mixture(
-    samples: pd.DataFrame,
+    samples: pd.DataFrame,  # a sample table whose training labels are true
     rates: Mapping[str, float],  # kind → share of the training rows
-    seed: int = 0,
+    seed: int = 0,  # of the hashes that draw
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # the samples with `noise`, and one ledger of all kinds
     "Several kinds of noise, each on rows that the others left clean."
     ledgers = []
