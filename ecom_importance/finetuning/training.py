@@ -410,7 +410,7 @@ def fine_tune(
     weight_decay: float = 0.01,
     warmup: float = 0.1,  # share of all steps
     clip: float = 1.0,  # longest gradient
-    ridge: float | None = None,  # of the head; None chooses it on select
+    ridge: float | None = None,  # of the head; None chooses it on select, and without select rows takes the vectors' mean variance
     record: bool = False,  # keep each row's loss and margin in every epoch
     progress: bool = True,  # a bar an epoch
     device: str | None = None,  # "cpu", "cuda", "mps"; None takes the best that is there
@@ -532,7 +532,7 @@ def _tune_head(
     if not np.isfinite(x).all():
         raise DataError("vectors hold values that are no finite number", rows=rows.train_place[~np.isfinite(x).all(axis=1)], mend="encode these rows again")
     scale = float(np.mean(np.var(x, axis=0, dtype=np.float64))) or 1.0
-    grid = [ridge] if ridge is not None else [scale * each for each in RIDGE_GRID] if rows.select is not None else [1e-2]
+    grid = [ridge] if ridge is not None else [scale * each for each in RIDGE_GRID] if rows.select is not None else [scale]
     history, heads = [], {}
     for each in sorted(grid, reverse=True):
         started = time.perf_counter()
