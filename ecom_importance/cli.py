@@ -41,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     score.add_argument("--model", metavar="NAME", help="the text encoder: a Hub name or a folder (default: the packaged one)")
     score.add_argument("--seed", type=int, default=0)
 
-    listing = commands.add_parser("list", help="show reports, demos, gain maps and estimators")
+    listing = commands.add_parser("list", help="show reports, demos, sources, gain maps and estimators")
     listing.add_argument("name", nargs="?", metavar="REPORT", help="show the parameters of one report")
     return parser
 
@@ -116,7 +116,9 @@ def score_command(
     if gain_map is not None and gain_map not in GAIN_MAPS:
         raise UsageError(f"unknown gain map {gain_map!r}: {suggest(gain_map, GAIN_MAPS)}")
     samples = read_samples(file, valid, gain_map=gain_map, columns=columns)
-    evidence = Evidence.from_samples(samples, sample_vectors(samples, model=model))
+    # The pair features and classes of the main report, so that both give the same scores for the same rows.
+    levels = GAIN_MAPS[gain_map].levels if gain_map and len(GAIN_MAPS[gain_map].levels) <= 8 else None
+    evidence = Evidence.from_samples(samples, sample_vectors(samples, model=model, features=("product", "cosine")), settings={"levels": {"values": levels}})
     possible = [name for name, one in ESTIMATORS.items() if all(has(evidence, need) for need in one.need.required)]
     scores = score(evidence, list(estimators) or possible, seed=seed, progress=sys.stderr.isatty())
     try:
@@ -130,7 +132,7 @@ def score_command(
 def list_command(
     name: str | None = None,  # a report, whose parameters are shown; None: everything there is
 ) -> None:
-    "Print reports, demos, gain maps and estimators, or one report's parameters."
+    "Print reports, demos, sources, gain maps and estimators, or one report's parameters."
     from ecom_importance.reporting import find_report, list_reports, read_parameters
 
     if name is not None:
@@ -139,10 +141,12 @@ def list_command(
         return
     from ecom_importance.importance import list_estimators
     from ecom_importance.preprocessing.demo import DEMOS
+    from ecom_importance.preprocessing.sources import SOURCES
     from ecom_importance.samples import GAIN_MAPS
 
     _print_table("reports", {report: [row["about"] or row["title"]] for report, row in list_reports().iterrows()})
     _print_table("demos", {name: [demo.what] for name, demo in DEMOS.items()})
+    _print_table("sources", {name: [source.adapter, source.files] for name, source in SOURCES.items()})
     _print_table("gain maps", {gain_map: [str(GAIN_MAPS[gain_map]).partition(": ")[2]] for gain_map in GAIN_MAPS})
     _print_table("estimators", {row["name"]: [row["family"], "trusted rows" if row["trusted rows"] else "", row["source"]] for _, row in list_estimators().iterrows()})
 
