@@ -234,7 +234,7 @@ def _count_cells(log: pd.DataFrame, query: str, item: str, position: str, clicke
                         mend="a row is an impression: query, item, position, and whether it was clicked")
     used = log[[query, item, position, clicked]].notna().all(axis=1).to_numpy()
     if "split" in log.columns:
-        used &= log["split"].eq("train").to_numpy(dtype=bool)
+        used = used & log["split"].eq("train").to_numpy(dtype=bool)
     wrong = np.flatnonzero(used & ~log[clicked].isin([0, 1]).to_numpy(dtype=bool))  # counted in the table that was given
     if len(wrong) or not used.any():
         raise DataError("values that are not clicked or not" if len(wrong) else "no impressions", column=clicked, rows=wrong, expected="True or False, 1 or 0")
