@@ -402,6 +402,10 @@ def test_event_log_occurrences_end_with_a_pause(tmp_path):
     assert epochs["query_id"].nunique() == 3 and epochs["timestamp"].min() == pd.Timestamp("2026-03-01 10:00")
     nobody = read_event_log(visits(), columns={"kw": "query", "sku": "item_id", "event": "behaviour"}, behaviours=WORDS, products=SHOP)
     assert nobody["query_id"].nunique() == 1 and nobody.set_index("item_id")["label"].to_dict() == {"A": "click", "B": "purchase"}
+    nameless = {name: ours for name, ours in COLUMNS.items() if ours not in ("user_id", "session_id")}
+    assert read_event_log(visits(), columns=nameless, behaviours=WORDS, products=SHOP)["query_id"].nunique() == 1  # times alone part nothing
+    timeless = {name: ours for name, ours in COLUMNS.items() if ours != "timestamp"}
+    assert read_event_log(visits(), columns=timeless, behaviours=WORDS, products=SHOP)["query_id"].nunique() == 2  # one a user
 
 
 def test_event_log_does_not_depend_on_the_order_of_rows():
