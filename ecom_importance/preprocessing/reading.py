@@ -250,7 +250,10 @@ class _Raw:
     headers: dict[tuple[str, ...], list[_Part]] = field(default_factory=dict)
     missing: Sequence[str] = ("",)
 
-    def sql(self, part: _Part | None = None) -> str:
+    def sql(
+        self,
+        part: _Part | None = None,  # one of the parts; None for all
+    ) -> str:
         "The SQL source of one part, or of all."
         if self.kind in DELIMITERS:
             groups = [(names, [one for one in parts if part in (None, one)]) for names, parts in self.headers.items()]
