@@ -6,9 +6,10 @@
 __all__ = ['logger', 'DEFAULT_NAME', 'DEFAULT_SHA256', 'MODEL_FILES', 'PICKLED_WEIGHTS', 'FACTS', 'TOKEN_BUDGETS', 'SMALL_SHARD',
            'MANY_SHARDS', 'MAP_ABOVE', 'SAVE_EVERY', 'CHUNKS', 'UNKNOWN_SHARE', 'KINDS', 'import_torch',
            'import_transformers', 'default_model', 'model_folder', 'model_hash', 'Encoder', 'choose_device',
-           'load_encoder', 'tokenise', 'plan_batches', 'pool', 'embed', 'cache_root', 'text_keys', 'save_shard',
-           'read_shards', 'merge_shards', 'fill_table', 'encode', 'feature_names', 'pair_features', 'Vectors',
-           'encode_samples', 'sample_vectors', 'cosine', 'Int8Network', 'load_int8', 'agreements', 'check_int8']
+           'quiet_loading', 'load_encoder', 'tokenise', 'plan_batches', 'pool', 'embed', 'cache_root', 'text_keys',
+           'save_shard', 'read_shards', 'merge_shards', 'fill_table', 'check_texts', 'report_facts', 'encode',
+           'feature_names', 'pair_features', 'Vectors', 'encode_samples', 'sample_vectors', 'cosine', 'Int8Network',
+           'load_int8', 'agreements', 'check_int8']
 
 # %% ../nbs/03_features.ipynb #25e66a7d
 import atexit
@@ -170,7 +171,7 @@ def _model_name(model: str | Path | None, folder: Path) -> str:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     "Without the progress bar of transformers, which would run through every report."
     from transformers.utils import logging as theirs
 
@@ -185,6 +186,18 @@ def _quiet_loading() -> Iterator[None]:
             theirs.enable_progress_bar()
 
 # %% ../nbs/03_features.ipynb #8b0b8aae
+def _open_network(folder: Path, precision: str) -> Any:
+    "The network of a folder, with fused attention where it has that."
+    torch, transformers = import_torch(), import_transformers()
+    settings = dict(dtype=getattr(torch, precision), trust_remote_code=False)
+    try:
+        return transformers.AutoModel.from_pretrained(folder, attn_implementation="sdpa", **settings)
+    except ValueError as refusal:
+        if "scaled_dot_product_attention" not in str(refusal):
+            raise
+        return transformers.AutoModel.from_pretrained(folder, **settings)
+
+# %% ../nbs/03_features.ipynb #6aa56592
 def load_encoder(
     model: str | Path | None = None,  # as in `model_folder`
     *,
@@ -192,10 +205,10 @@ def load_encoder(
     precision: str = "float32",  # "float32" or "bfloat16"
 ) -> Encoder:
     "A fresh encoder in evaluation mode. `DataError` when the folder is no model, or needs code of its own to run."
-    torch, transformers, folder, digest = import_torch(), import_transformers(), model_folder(model), model_hash(model)
+    transformers, folder, digest = import_transformers(), model_folder(model), model_hash(model)
     try:
-        with _quiet_loading():
-            network = transformers.AutoModel.from_pretrained(folder, dtype=getattr(torch, precision), trust_remote_code=False)
+        with quiet_loading():
+            network = _open_network(folder, precision)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as failure:  # a damaged file raises whatever its reader raises
         remote = "auto_map" in (folder / "config.json").read_text(encoding="utf-8", errors="replace")
@@ -213,8 +226,8 @@ FACTS = np.dtype([("tokens", "<u4"), ("unknown", "<u4"), ("cut", "?")])
 
 
 def tokenise(
-    encoder: Encoder,
-    texts: Sequence[str],
+    encoder: Encoder,  # whose tokenizer and limit count
+    texts: Sequence[str],  # (N,) any texts, empty ones too
     max_tokens: int = 256,  # longer texts are cut, the marks at both ends included
 ) -> tuple[list[list[int]], np.ndarray]:  # token ids of each text; (N,) of FACTS: words' tokens kept, unknown among them, was it cut
     "All texts through the fast tokenizer, once."
@@ -271,11 +284,11 @@ TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 65536}
 
 
 def embed(
-    encoder: Encoder,
-    texts: Sequence[str],
+    encoder: Encoder,  # of `load_encoder`, or one that is being trained
+    texts: Sequence[str],  # (N,) each is run, equal ones too
     *,
     pooling: str = "mean",  # "mean" or "cls"
-    max_tokens: int = 256,
+    max_tokens: int = 256,  # longer texts are cut
     token_budget: int | None = None,  # most tokens in a batch; None takes what suits the device
     bar: Any = None,  # a tqdm bar to move on
 ) -> tuple[np.ndarray, np.ndarray]:  # (N, dim) float32 as the network gives them; (N,) of FACTS
@@ -324,7 +337,7 @@ def cache_root(
 
 
 def text_keys(
-    texts: Sequence[str],
+    texts: Sequence[str],  # (N,) the texts
     context: str,  # what else the vector depends on
 ) -> np.ndarray:  # (N,) of 16 bytes
     "A 128-bit hash of each text."
@@ -333,7 +346,7 @@ def text_keys(
 
 # %% ../nbs/03_features.ipynb #a306f9cd
 def save_shard(
-    folder: Path,
+    folder: Path,  # of one context; made if need be
     keys: np.ndarray,  # (N,) of `text_keys`
     facts: np.ndarray,  # (N,) of FACTS
     vectors: np.ndarray,  # (N, dim) float32
@@ -353,7 +366,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def read_shards(
-    folder: Path,
+    folder: Path,  # of one context; need not exist
     keys: np.ndarray,  # (N,) wanted, no two alike
     vectors: np.ndarray,  # (N, dim), written where a key is found
     facts: np.ndarray,  # (N,) of FACTS, likewise
@@ -385,7 +398,9 @@ def read_shards(
 SMALL_SHARD, MANY_SHARDS = 4 << 20, 32  # bytes; shards of at most that size
 
 
-def merge_shards(folder: Path) -> None:
+def merge_shards(
+    folder: Path,  # of one context
+) -> None:
     "Join the small shards of a folder when they have become many; sweep up what killed runs left half-written."
     for path in folder.glob(".*.tmp.npz"):
         if time.time() - path.stat().st_mtime > 86400:
@@ -448,7 +463,10 @@ def _passing_file(folder: Path) -> Path:
 _HALF = re.compile("[\ud800-\udfff]")
 
 
-def _check_texts(texts: Any, column: str | None = None) -> np.ndarray:
+def check_texts(
+    texts: Any,  # a list, array or Series of str
+    column: str | None = None,  # the column's name, for the message
+) -> np.ndarray:  # (N,) of dtype object, every entry a str
     "The texts as an array of str, or a `DataError` naming the rows that hold none."
     if isinstance(texts, str):
         raise DataError("one text was given where a list is needed", expected="a list, array or Series of texts", mend="write encode([text])")
@@ -555,7 +573,10 @@ def _fill_distinct(texts: np.ndarray, vectors: np.ndarray, model: str | Path | N
 UNKNOWN_SHARE = 0.2  # of all tokens; above it the vocabulary does not fit the language
 
 
-def _report_facts(facts: np.ndarray, max_tokens: int) -> None:
+def report_facts(
+    facts: np.ndarray,  # (N,) of FACTS, one a distinct text
+    max_tokens: int,  # where texts were cut
+) -> None:
     "Log what a reader of the vectors should know about their texts."
     if cut := int(facts["cut"].sum()):
         logger.warning("encode: %s of %s distinct texts are longer than max_tokens=%s, or than the encoder takes, and were cut", f"{cut:,}", f"{len(facts):,}", max_tokens)
@@ -564,6 +585,9 @@ def _report_facts(facts: np.ndarray, max_tokens: int) -> None:
     if share > UNKNOWN_SHARE or mostly > 0.01 * len(facts):
         logger.warning("encode: %.0f %% of all tokens are unknown to this encoder, and %s of %s distinct texts consist mostly of them; "
                        "their vectors mean little. Use an encoder for the texts' language", 100 * share, f"{mostly:,}", f"{len(facts):,}")
+
+
+_report_facts = report_facts  # the name by which the room of training imports it
 
 
 def _scale(vectors: np.ndarray, block: int = 65536) -> None:
@@ -605,7 +629,7 @@ def encode(
     if settings:
         raise TypeError(f"encode() got an unexpected keyword argument {next(iter(settings))!r}")
     _check_choices(pooling, max_tokens, precision)
-    codes, distinct = _distinct(_check_texts(samples_or_texts))
+    codes, distinct = _distinct(check_texts(samples_or_texts))
     dim, facts = _width(model_folder(model)), None
 
     def fill(table: np.ndarray) -> None:
@@ -616,7 +640,7 @@ def encode(
 
     all_differ = len(distinct) == len(codes)
     table = fill_table((len(distinct), dim), fill, out if all_differ else None, cache)
-    _report_facts(facts, max_tokens)
+    report_facts(facts, max_tokens)
     return table if all_differ else fill_table((len(codes), dim), lambda rows: _take(table, codes, rows), out, cache)
 
 # %% ../nbs/03_features.ipynb #129041fb
@@ -634,7 +658,7 @@ def _kinds(kind: str | Sequence[str]) -> tuple[str, ...]:
 
 def feature_names(
     dim: int,  # length of one vector
-    kind: str | Sequence[str] = "all",
+    kind: str | Sequence[str] = "all",  # as in `pair_features`
 ) -> list[str]:  # one name a column of `pair_features`
     "Names such as `product_17`."
     halves = {"concat": [f"{side}_{column}" for side in ("query", "item") for column in range(dim)], "cosine": ["cosine"]}
@@ -680,21 +704,21 @@ class Vectors:
 
 def encode_samples(
     samples: pd.DataFrame,  # with columns `query` and `item_text`
-    model: str | Path | None = None,
+    model: str | Path | None = None,  # as in `encode`
     **settings,  # those of `encode`
 ) -> Vectors:
     "Vectors of the queries and items of a sample table."
     missing = [name for name in ("query", "item_text") if name not in samples.columns]
     if missing:
         raise DataError(f"the column {missing[0]!r} is missing; found {', '.join(map(str, samples.columns))}", expected="query and item_text", mend="rename your columns")
-    parts = [_check_texts(samples[name], column=name) for name in ("query", "item_text")]
+    parts = [check_texts(samples[name], column=name) for name in ("query", "item_text")]
     codes, distinct = _distinct(np.concatenate(parts))
     return Vectors(encode(distinct, model, **settings), codes[:len(samples)], codes[len(samples):])
 
 # %% ../nbs/03_features.ipynb #0505cbf2
 def sample_vectors(
     samples: pd.DataFrame,  # with columns `query` and `item_text`
-    model: str | Path | None = None,
+    model: str | Path | None = None,  # as in `encode`
     *,
     features: str | Sequence[str] = ("product", "difference", "cosine"),  # as `kind` of `pair_features`
     out: str | Path | None = None,  # a .npy file to write to
@@ -713,8 +737,8 @@ def sample_vectors(
 
 
 def cosine(
-    samples: pd.DataFrame,
-    model: str | Path | None = None,
+    samples: pd.DataFrame,  # with columns `query` and `item_text`
+    model: str | Path | None = None,  # as in `encode`
     **settings,  # those of `encode`
 ) -> np.ndarray:  # (rows,) float32 in [−1, 1]
     "Cosine of each sample's query and item: the zero-shot score that a trained ranker has to beat."
@@ -791,8 +815,8 @@ def _export_int8(encoder: Encoder, path: Path) -> None:
 # %% ../nbs/03_features.ipynb #5035d139
 @contextmanager
 def _quiet_export() -> Iterator[None]:
-    "Without the remarks of the exporters, which concern their authors."
-    before = logging.root.manager.disable
+    "Without the remarks of the exporters, which concern their authors, and without the handler that they leave on the root logger."
+    before, handlers = logging.root.manager.disable, logging.root.handlers[:]
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -800,12 +824,14 @@ def _quiet_export() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+        for handler in set(logging.root.handlers) - set(handlers):
+            logging.root.removeHandler(handler)
 
 
 def agreements(
-    encoder: Encoder,
-    other: Encoder,
-    texts: Sequence[str],
+    encoder: Encoder,  # one encoder, float32 as a rule
+    other: Encoder,  # what is compared with it
+    texts: Sequence[str],  # the texts to draw the sample from
     *,
     sample: int = 256,  # texts compared, spread evenly over those given
     **how,  # pooling, max_tokens, token_budget
@@ -815,7 +841,13 @@ def agreements(
     return pair_features(embed(encoder, texts, **how)[0], embed(other, texts, **how)[0], "cosine")[:, 0]
 
 
-def check_int8(encoder: Encoder, int8: Encoder, texts: Sequence[str], agreement: float, **how) -> Encoder:
+def check_int8(
+    encoder: Encoder,  # float32
+    int8: Encoder,  # the same, rounded: of `load_int8`
+    texts: Sequence[str],  # those that are to be encoded
+    agreement: float,  # the cosine that 95 % of the sampled texts must reach
+    **how,  # pooling, max_tokens, token_budget
+) -> Encoder:  # `int8`
     "The int8 encoder if it agrees with the float32 one on these texts, else a `DataError`."
     found = agreements(encoder, int8, texts, **how)
     reached = float(np.quantile(found, 0.05))

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecom_importance import features
-from ecom_importance.features import (FACTS, cosine, default_model, embed, encode, encode_samples, feature_names, fill_table, import_torch, load_encoder, merge_shards,
+from ecom_importance.features import (FACTS, cosine, default_model, embed, encode, encode_samples, feature_names, fill_table, import_torch, load_encoder, load_int8, merge_shards,
                                       model_folder, model_hash, pair_features, plan_batches, pool, read_shards, sample_vectors, save_shard, text_keys, tokenise)
 from ecom_importance.samples import DataError
 
@@ -553,6 +553,21 @@ def test_a_model_of_the_hub_is_found_in_its_local_store(tiny, monkeypatch, tmp_p
     np.testing.assert_array_equal(encode(["red light"], "house/tiny", progress=False), encode(["red light"], tiny, cache=False, progress=False))
 
 
+def test_attention_is_fused_where_the_architecture_has_it_and_its_own_where_not(tiny, tmp_path):
+    from transformers import XLNetConfig, XLNetModel
+
+    slow = tmp_path / "slow"
+    shutil.copytree(tiny, slow)
+    config = json.loads((slow / "config.json").read_text())
+    (slow / "config.json").write_text(json.dumps(config | {"attn_implementation": "eager"}))
+    assert load_encoder(slow, device="cpu").network.config._attn_implementation == "sdpa"
+    own = tmp_path / "own"
+    shutil.copytree(tiny, own)
+    XLNetModel(XLNetConfig(vocab_size=200, d_model=16, n_layer=1, n_head=2, d_inner=16)).save_pretrained(own)
+    encoder = load_encoder(own, device="cpu")
+    assert type(encoder.network).__name__ == "XLNetModel" and encoder.network.config._attn_implementation == "eager"
+
+
 # The default encoder
 
 @packaged
@@ -608,6 +623,13 @@ def test_int8_agrees_or_refuses_and_its_file_is_made_once(tiny, own_cache, caplo
     file.write_bytes(b"damaged")
     assert encode(["red light"], tiny, precision="int8", agreement=0.5, progress=False).shape == (1, 32)
     assert "is made again" in caplog.text
+
+
+@scale
+def test_the_export_to_int8_leaves_the_loggers_of_its_caller_alone(tiny, own_cache, monkeypatch):
+    monkeypatch.setattr(logging.root, "handlers", [])  # else basicConfig, which the exporter calls, does nothing
+    load_int8(load_encoder(tiny, device="cpu"))
+    assert logging.root.handlers == [] and logging.root.manager.disable == 0
 
 
 def test_int8_without_its_packages_names_the_extra(tiny, monkeypatch):

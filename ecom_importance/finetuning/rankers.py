@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..features import TOKEN_BUDGETS, Encoder, _check_texts, _quiet_loading, embed, import_torch, load_encoder, model_folder, plan_batches, pool, tokenise
+from ..features import TOKEN_BUDGETS, Encoder, check_texts, embed, import_torch, load_encoder, model_folder, plan_batches, pool, quiet_loading, tokenise
 from ..importance.heads import Head
 from ..samples import DataError
 
@@ -44,7 +44,7 @@ def read_texts(
     missing = [name for name in ("query", "item_text") if name not in samples.columns]
     if missing:
         raise DataError(f"the column {missing[0]!r} is missing; found {', '.join(map(str, samples.columns))}", expected="query and item_text", mend="rename your columns")
-    return tuple(_check_texts(samples[name], column=name) for name in ("query", "item_text"))
+    return tuple(check_texts(samples[name], column=name) for name in ("query", "item_text"))
 
 # %% ../../nbs/06_finetuning/00_rankers.ipynb #24fa24f2
 def pad_tokens(
@@ -103,7 +103,7 @@ class TextRanker:
         return write_folder(folder, self._write, replace=replace)
 
     def _write(self, folder: Path) -> None:
-        with _quiet_loading():  # transformers draws its bar while saving, too
+        with quiet_loading():  # transformers draws its bar while saving, too
             self.network.save_pretrained(folder)
         self.encoder.tokenizer.save_pretrained(folder)
         write_facts(self, folder, max_tokens=self.max_tokens, encoder=self.encoder.name, encoder_hash=self.encoder.digest, **self.facts())
@@ -241,7 +241,7 @@ def _with_classifier(encoder: Encoder, folder: Path) -> Encoder:
     from transformers import AutoModelForSequenceClassification
 
     try:
-        with _quiet_loading():
+        with quiet_loading():
             network = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32, trust_remote_code=False)
     except Exception as failure:  # a damaged file raises whatever its reader raises
         raise DataError(f"transformers cannot open it as a cross-encoder: {type(failure).__name__}: {str(failure).strip().splitlines()[0][:200]}", file=folder,
