@@ -237,7 +237,8 @@ def _rename(names: pd.Series, taken: pd.Series) -> list:
 NOISE: Mapping[str, tuple[Callable[[pd.DataFrame, int], Proposal], str, str]] = {
     "flip": (propose_flips, "gain → 1 − gain, at random", "gain other than 0.5"),
     "grade_confusion": (propose_confusions, "a neighbouring grade, by an annotator's confusion matrix", "all"),
-    "position_bias": (propose_position_bias, "clicks follow position: high ones clicked though irrelevant, low ones not seen", "all but relevant items in place 1"),
+    "position_bias": (propose_position_bias, "clicks follow position: high ones clicked though irrelevant, low ones not seen",
+                      "all but relevant items in place 1"),
     "accidental_click": (propose_accidental_clicks, "an irrelevant item is clicked", f"gain below {RELEVANT_FROM}"),
     "duplicate_conflict": (propose_flips, "a near-duplicate title with the opposite label is added", "gain other than 0.5"),
     "whole_query": (propose_whole_queries, "all labels of a query come from another query, or are inverted", "whole queries"),
@@ -246,7 +247,8 @@ NOISE: Mapping[str, tuple[Callable[[pd.DataFrame, int], Proposal], str, str]] = 
 
 def list_noise() -> pd.DataFrame:
     "The kinds of noise that `plant` knows: what happens, and to which training rows."
-    return pd.DataFrame([(kind, what, rows) for kind, (_, what, rows) in NOISE.items()], columns=["kind", "what happens", "rows that can go wrong"]).set_index("kind")
+    told = [(kind, what, rows) for kind, (_, what, rows) in NOISE.items()]
+    return pd.DataFrame(told, columns=["kind", "what happens", "rows that can go wrong"]).set_index("kind")
 
 # %% ../../nbs/02_preprocessing/05_noise.ipynb #5d6152ad
 def plant(
@@ -295,7 +297,8 @@ def _choose(train: pd.DataFrame, kind: str, rate: float, seed: int) -> tuple[np.
     if n > able:
         highest = able / (total + able) if adds else able / total
         raise DataError(f"{kind} at a rate of {rate:.1%} needs {n:,} rows, and only {able:,} of {total:,} training rows can go wrong in this way",
-                        column="gain", expected=f"a rate of at most {np.floor(highest * 1000) / 1000:.1%}", mend="ask for a lower rate, or bring more rows of the kind that list_noise() names")
+                        column="gain", expected=f"a rate of at most {np.floor(highest * 1000) / 1000:.1%}",
+                        mend="ask for a lower rate, or bring more rows of the kind that list_noise() names")
     if kind == "whole_query":
         return choose_queries(train["query_id"], odds, n, seed), proposal.gain
     return choose_rows(train["sample_id"].to_numpy(), odds, n, seed), proposal.gain
@@ -318,7 +321,8 @@ def _mask(n: int, rows: Sequence[int]) -> np.ndarray:
 def _write_ledger(planted: pd.DataFrame, truth: pd.DataFrame, kind: str, rate: float, seed: int) -> pd.DataFrame:
     "One line a wrong row: its kind, its true gain and the gain it shows."
     after = planted.set_index("sample_id")["gain"].reindex(truth.index)
-    ledger = pd.DataFrame({"kind": kind, "gain_before": truth["gain"].astype(float), "gain_after": after.astype(float)}, index=pd.Index(truth.index, name="sample_id"))
+    ledger = pd.DataFrame({"kind": kind, "gain_before": truth["gain"].astype(float), "gain_after": after.astype(float)},
+                          index=pd.Index(truth.index, name="sample_id"))
     ledger.attrs = {"kind": kind, "requested": float(rate), "realised": len(truth) / int((planted["split"] == "train").sum()), "seed": seed}
     return ledger
 

@@ -397,7 +397,9 @@ def _is(value: str, kind: str) -> str:
 def _cast(value: str, kind: str, is_text: bool) -> str:
     "SQL: a value as a kind, NULL where it is not one."
     if kind == "int":
-        return f"(CASE WHEN {_is(value, 'int')} THEN TRY_CAST(trim({value}) AS BIGINT) END)" if is_text else f"(CASE WHEN {value} = floor({value}) THEN TRY_CAST({value} AS BIGINT) END)"
+        if is_text:
+            return f"(CASE WHEN {_is(value, 'int')} THEN TRY_CAST(trim({value}) AS BIGINT) END)"
+        return f"(CASE WHEN {value} = floor({value}) THEN TRY_CAST({value} AS BIGINT) END)"
     if kind.startswith("epoch"):
         micros = f"TRY_CAST({value} AS DOUBLE) * {1e6 if kind == 'epoch_s' else 1e3:.0f}"
         return f"(CASE WHEN abs({micros}) < 2.5e17 THEN make_timestamp(CAST({micros} AS BIGINT)) END)"
@@ -525,7 +527,8 @@ def _decide(connection, raw: _Raw, columns: Sequence[_Column]) -> list[str]:
         raise DataError("a header and no rows" if raw.kind in DELIMITERS else "no rows", file=raw.parts[0].name, expected="at least one row",
                         mend="check that the file was written to the end")
     kinds = [_settle(connection, raw, *told) for told in zip(columns, known, tallies, strict=True)]
-    return [(_cast(column.value, kind, column.is_text) if kind else column.value) + f" AS {quote_column(column.name)}" for column, kind in zip(columns, kinds, strict=True)]
+    return [(_cast(column.value, kind, column.is_text) if kind else column.value) + f" AS {quote_column(column.name)}"
+            for column, kind in zip(columns, kinds, strict=True)]
 
 
 def _settle(connection, raw: _Raw, column: _Column, known: int, tally: Mapping[str, int]) -> str | None:
@@ -724,7 +727,8 @@ def deduplicate(
             sql = (f"SELECT * FROM (SELECT *, count(*) OVER (PARTITION BY {', '.join(keys)}) AS {quote_column(copies)} FROM log "
                    f"QUALIFY row_number() OVER (PARTITION BY {', '.join(keys)} ORDER BY {', '.join(order)}) = 1) ORDER BY {', '.join(keys)}")
         file = _write(relation, sql, out)
-    read, written = duckdb.execute(f"SELECT sum({quote_column(copies)})::BIGINT, count(*) FROM read_parquet({quote_value(glob.escape(str(file)))})").fetchall()[0]
+    written_file = f"read_parquet({quote_value(glob.escape(str(file)))})"
+    read, written = duckdb.execute(f"SELECT sum({quote_column(copies)})::BIGINT, count(*) FROM {written_file}").fetchall()[0]
     return LogSummary(Path(file), read or 0, read or 0, written)
 
 # %% ../../nbs/02_preprocessing/00_reading.ipynb #c9c0bfcb
