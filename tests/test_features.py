@@ -678,8 +678,23 @@ def test_the_speed_report_runs_small(tmp_path):
     if not notebook.is_file():
         pytest.skip("the notebooks are not here: an installation without the repository")
     papermill.execute_notebook(notebook, tmp_path / "speed.ipynb", progress_bar=False, cwd=tmp_path,
-                               parameters={"rows": 120, "queries": 6, "titles": 24, "turns": 1, "eight_bits": False, "out": str(tmp_path)})
+                               parameters={"rows": 120, "queries": 6, "titles": 24, "turns": 2, "peer_turns": 2, "eight_bits": False, "out": str(tmp_path)})
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["rows"] == 120 and results["torch_threads"] == 1
-    assert {line["ratio"] for line in results["ratios"]} >= {"bare forward pass: first run / floor", "second run: first / second"}
+    lines = {(line["ratio"], line["clock"]): line for line in results["ratios"]}
+    assert {name for name, _ in lines} >= {"floor: first run / bare forward pass", "second run: first / second"}
+    assert [list(clock) for clock in results["seconds"]] == [["floor", "first run", "second run"], ["first run", "floor", "second run"]]  # in reversed order each turn
+    for kind in ("wall", "processor"):
+        floor = lines["floor: first run / bare forward pass", kind]
+        each = [clock["first run"][kind] / clock["floor"][kind] for clock in results["seconds"]]
+        assert floor["median"] == pytest.approx(np.median(each)) and floor["goal"] == "≤ 1.2" and floor["met"] == (floor["median"] <= 1.2)
+        if results["lowest_cosine"] is not None:  # two parts of the peer make one table
+            peer = lines["first run: sentence-transformers / ours", kind]
+            whole = sum(clock[kind] for clock in results["peer_seconds"])
+            assert len(results["peer_seconds"]) == 2 and peer["highest"] == pytest.approx(whole / min(clock["first run"][kind] for clock in results["seconds"]))
+            assert peer["met"] == (peer["median"] >= 6)
+    missed = [line for line in lines.values() if line["met"] is False]
+    assert sum(said.startswith("MISSED") for said in results["said"]) == len(missed)
+    for line in missed:  # the words name each goal that was missed, and on which clock
+        assert any(said.startswith("MISSED") and line["ratio"] in said and {"wall": "on the wall", "processor": "in processor time"}[line["clock"]] in said for said in results["said"])
     assert results["lowest_cosine"] is None or results["lowest_cosine"] >= 0.9999
