@@ -608,7 +608,7 @@ def _title(notebook: nbformat.NotebookNode) -> str:
     return heading[1] if heading else ""
 
 # %% ../nbs/10_reporting.ipynb #53e5c497
-KERNEL_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false"}
+KERNEL_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _kernel_manager(started: list) -> type:

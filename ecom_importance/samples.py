@@ -89,7 +89,7 @@ class GainMap:
             names = ", ".join(repr(label) for label in pd.unique(labels.iloc[unknown])[:5])
             raise DataError(f"{len(unknown):,} label{'s are' if len(unknown) > 1 else ' is'} not in gain map {self.name!r}: {names}", file=file, column="label", rows=unknown,
                             expected=f"one of {', '.join(str(label) for label in self.gains)}",
-                            mend="correct these rows, or pass a GainMap that names them")
+                            mend="correct these rows, use a gain map that names them, or give gains of your own in a column 'gain'")
         return gains.astype(float)
 
     def __str__(self) -> str:
@@ -196,7 +196,8 @@ def _as_data_error(cases: pd.DataFrame, file) -> DataError:
 
 # %% ../nbs/00_samples.ipynb #b60e57b4
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_TOKEN = re.compile(f"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\\W_])+")
+_TOKEN = re.compile(f"[{_UNSPACED}]+|(?:(?![{_UNSPACED}])[^\\W_])+")
+_STARTS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 
 
 def normalise_text(
@@ -209,8 +210,11 @@ def normalise_text(
 def tokens(
     text: str,
 ) -> frozenset[str]:
-    "The set of words of a text, or of its characters where a script is written without spaces."
-    return frozenset(_TOKEN.findall(normalise_text(text)))
+    "The set of words of a text; of pairs of neighbouring characters where a script is written without spaces."
+    found: set[str] = set()
+    for run in _TOKEN.findall(normalise_text(text)):
+        found.update([run] if len(run) == 1 or not _STARTS_UNSPACED.match(run) else map("".join, zip(run, run[1:])))
+    return frozenset(found)
 
 # %% ../nbs/00_samples.ipynb #fc198082
 def stable_hash(
@@ -338,9 +342,13 @@ def split_by_query(
             if candidate not in split_of and taken + len(members[candidate]) <= size and (items[members[candidate]] >= least).all():
                 split_of[candidate] = name
                 taken += len(members[candidate])
+        able = sorted((candidate for candidate in order if candidate not in split_of and (items[members[candidate]] >= least).all()), key=lambda candidate: len(members[candidate]))
+        if taken < size and able:  # what is left comes in clusters larger than the gap: the smallest one is taken, and the split is a few queries larger
+            split_of[able[0]] = name
+            taken += len(members[able[0]])
         if taken < size:
-            raise DataError(f"split {name!r} needs {size:,} queries of at least {least} items; only {taken:,} are left", column="query_id",
-                            expected=f"{size:,} queries", mend="ask for fewer queries or shorter lists, or bring more data")
+            raise DataError(f"split {name!r} needs {size:,} queries{f' of at least {least} items' if least > 1 else ''}, and there are {taken:,}; near-duplicate queries go into one split together", column="query_id",
+                            expected=f"{size:,} queries", mend="ask for fewer queries, or bring more data" + (", or allow shorter lists" if least > 1 else ""))
     split = samples["query_id"].map(cluster).map(split_of).fillna(rest[0])
     if not (split == rest[0]).any():
         raise DataError(f"no query is left for split {rest[0]!r}", column="query_id", mend="ask for fewer queries in the other splits")

@@ -131,6 +131,7 @@ def test_explanations_add_up(name, evidence):
     terms = explain(evidence, name, ids)
     assert terms.shape == (3, len(evidence.query_bounds) - 1) and list(terms.index) == ids
     np.testing.assert_allclose(terms.sum(axis=1), values.loc[ids], rtol=1e-6, atol=1e-9)
+    pd.testing.assert_frame_equal(explain(evidence, name, ids[0]), terms.iloc[:1])
     query = terms.columns[2]
     table = explain_query(evidence, name, query, most=4)
     assert len(table) == 8 and table["effect"].is_monotonic_decreasing

@@ -89,9 +89,10 @@ def test_the_ranker_is_kept_where_the_chosen_arm_was_trained(files, tmp_path):
 
 
 @pytest.mark.parametrize("words, change, message", [
-    ([], None, "no select rows|split 'valid' needs|query_id"),
+    ([], None, "select rows|name a file of judgments"),
     (["-p", "model={folder}"], None, "model"),
-    (["-p", "act_on=trusted_los"], None, "there is no estimator 'trusted_los'"),
+    (["-p", "metric=ndcg@10"], None, "make no metric"),
+    (["-p", "act_on=trusted_los"], None, "act_on names 'trusted_los'.*did you mean 'trusted_loss'"),
     ([], "all ones", "all training rows have the same gain"),
 ])
 def test_what_the_report_refuses_is_one_line_and_exit_3(files, tmp_path, capsys, words, change, message):
@@ -100,7 +101,7 @@ def test_what_the_report_refuses_is_one_line_and_exit_3(files, tmp_path, capsys,
     log = pd.read_csv(files / "log.csv").assign(gain=lambda table: table["label"].map({"click": 1.0, "no click": 0.0}))
     (log.assign(gain=1.0) if change else log).to_csv(folder / "log.csv", index=False)
     pd.read_parquet(files / "judged.parquet").to_parquet(folder / "judged.parquet")
-    trusted = [] if "no select" in message else ["-p", f"trusted={folder / 'judged.parquet'}"]
+    trusted = [] if "file of judgments" in message else ["-p", f"trusted={folder / 'judged.parquet'}"]
     code = report(folder, tmp_path / "run", *trusted, "-p", "encoder_seeds=0", *SMALL[:2], *[word.format(folder=folder) for word in words])
     lines = capsys.readouterr().err.strip().splitlines()
     assert code == 3 and re.search(message, lines[-1]), lines

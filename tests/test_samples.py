@@ -98,7 +98,7 @@ def test_missing_columns_and_empty_tables():
 # --- texts and hashes
 
 
-@pytest.mark.parametrize("text, expected", [("Oat-MILK, 1 l", {"oat", "milk", "1", "l"}), ("ｉＰｈｏｎｅ　１５", {"iphone", "15"}), ("红色连衣裙 XL", {"红", "色", "连", "衣", "裙", "xl"}), ("スニーカー", set("スニカー")), ("💡", set()), ("", set())])
+@pytest.mark.parametrize("text, expected", [("Oat-MILK, 1 l", {"oat", "milk", "1", "l"}), ("ｉＰｈｏｎｅ　１５", {"iphone", "15"}), ("红色连衣裙 XL", {"红色", "色连", "连衣", "衣裙", "xl"}), ("杯", {"杯"}), ("スニーカー", {"スニ", "ニー", "ーカ", "カー"}), ("💡", set()), ("", set())])
 def test_tokens(text, expected):
     assert tokens(text) == expected
 
@@ -176,11 +176,24 @@ def test_short_queries_go_to_the_rest():
     assert (items[split.loc[split["split"] == "test", "query_id"].unique()] >= 4).all()
 
 
-@pytest.mark.parametrize("sizes, what", [({"train": None, "test": 41}, "needs 41 queries"), ({"train": None, "test": None}, "exactly one"), ({"train": 3, "test": 4}, "exactly one"), ({"train": None, "dev": 3}, "splits among"),
+@pytest.mark.parametrize("sizes, what", [({"train": None, "test": 41}, "needs 41 queries, and there are 40"), ({"train": None, "test": None}, "exactly one"), ({"train": 3, "test": 4}, "exactly one"), ({"train": None, "dev": 3}, "splits among"),
                                          ({"train": None, "test": 40}, "no query is left")])
 def test_splits_that_cannot_be_made(sizes, what):
     with pytest.raises(DataError, match=what):
         split_by_query(make_samples(40), sizes)
+
+
+def test_clusters_larger_than_the_gap_make_a_split_a_little_larger():
+    samples = make_samples(30).assign(query=lambda table: "same " + (table["query_id"] // 3).astype(str))  # ten clusters of three queries
+    split = split_by_query(samples, {"train": None, "valid": 4, "test": 8})
+    assert split.groupby("split")["query_id"].nunique().to_dict() == {"test": 9, "train": 15, "valid": 6}
+    check_splits(split)
+
+
+def test_short_chinese_queries_stay_apart():
+    table = pd.DataFrame({"query": ["大号咖啡机特价", "大号手机壳特价", "保温杯 不锈钢", "不锈钢 保温杯"], "item_id": [1, 1, 2, 3]})
+    names = fit_query_clusters(table).assign(table)
+    assert names[0] != names[1] and names[2] == names[3]
 
 
 def test_one_query_cannot_be_split():

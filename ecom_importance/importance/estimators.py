@@ -443,7 +443,7 @@ def score(
 def explain(
     evidence: Evidence,
     name: str | Callable,
-    sample_ids: Iterable,  # training rows
+    sample_ids: object,  # training rows; one id, or several
     *,
     settings: Mapping[str, object] | None = None,  # the estimator's own
     progress: bool = True,
@@ -454,7 +454,7 @@ def explain(
         able = ", ".join(sorted(one.name for one in ESTIMATORS.values() if "valid" in one.additive_over))
         raise DataError(f"{chosen.name} is not a sum over trusted rows, so its scores cannot be taken apart by query", mend=f"explain one of: {able}")
     _check_settings(chosen.need, chosen.name, settings or {})
-    wanted = pd.Index(list(sample_ids))
+    wanted = pd.Index([sample_ids] if isinstance(sample_ids, str) or not isinstance(sample_ids, Iterable) else list(sample_ids))
     rows = pd.Index(evidence.sample_ids).get_indexer(wanted)
     if (rows < 0).any():
         raise DataError(f"{(rows < 0).sum():,} ids are not among the training rows: {', '.join(map(repr, wanted[rows < 0][:5]))}", column="sample_id", mend="name training rows")
