@@ -587,8 +587,6 @@ def report_facts(
                        "their vectors mean little. Use an encoder for the texts' language", 100 * share, f"{mostly:,}", f"{len(facts):,}")
 
 
-_report_facts = report_facts  # the name by which the room of training imports it
-
 
 def _scale(vectors: np.ndarray, block: int = 65536) -> None:
     "Every row to length one, in place; a zero row stays."

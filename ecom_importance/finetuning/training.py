@@ -22,7 +22,7 @@ from scipy.optimize import minimize
 from tqdm.std import tqdm
 
 from ..evaluation import RankingMetric, UndefinedMetric
-from ..features import _report_facts, import_torch, tokenise
+from ..features import report_facts, import_torch, tokenise
 from .rankers import BiEncoder, HeadRanker, TextRanker, make_ranker, read_texts
 from ..importance.heads import RIDGE_GRID, fit_head, log_losses
 from ..samples import DataError, check_samples
@@ -505,7 +505,7 @@ def _check_measurable(select: pd.DataFrame, metric: RankingMetric) -> None:
 def _report_texts(ranker: TextRanker, train: pd.DataFrame) -> None:
     "Log how many texts are cut, and warn where the encoder does not know their words."
     _, facts = tokenise(ranker.encoder, list(pd.unique(np.concatenate(read_texts(train)))), ranker.max_tokens)
-    _report_facts(facts, ranker.max_tokens)
+    report_facts(facts, ranker.max_tokens)
 
 
 def _start_line(ranker: BiEncoder, train: pd.DataFrame, weight: np.ndarray, seed: int) -> None:
