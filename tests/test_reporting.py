@@ -414,7 +414,9 @@ def test_a_dead_kernel_is_one_line_too(tmp_path, counted):
 
 def start(report: Path, out: Path, **environment) -> subprocess.Popen:
     code = f"from ecom_importance.cli import main; raise SystemExit(main(['report', {str(report)!r}, '--out', {str(out)!r}]))"
-    return subprocess.Popen([sys.executable, "-c", code], cwd=out.parent, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+    # What runs in the background of a script ignores Ctrl-C, and so would its children: these must not.
+    return subprocess.Popen([sys.executable, "-c", code], cwd=out.parent, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def wait_until(condition, seconds: float = 60.0) -> None:
