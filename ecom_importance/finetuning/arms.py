@@ -150,7 +150,7 @@ class SeedTrial:
         arms = [Arm(name, None, control, estimator, way) for name, control, estimator, way in facts["arms"]]
         return SeedTrial(facts["seed"], facts["rows"], arms, dict(zip(facts["names"], predictions)), facts["found"], facts["seconds"])
 
-
+# %% ../../nbs/06_finetuning/03_arms.ipynb #9d43a9e3
 def run_seed(
     samples: pd.DataFrame,  # the sample table
     judged: pd.DataFrame,  # rows whose predictions are wanted
