@@ -116,10 +116,11 @@ def train_arm(
     vectors: np.ndarray | None = None,  # (rows, d) pair vectors, for the head
     kind: str = "head",  # or "bi-encoder", "cross-encoder"
     seed: int = 0,
+    half: pd.Series | None = None,  # of halve_select, where many arms share one table; None makes it
     **settings,  # of fine_tune, the same for every arm
 ):  # a ranker
     "Fine-tune on an arm's rows, stopped or tuned on the first half of select."
-    learns, stops = samples["sample_id"].isin(arm.weights.index[arm.weights > 0]), halve_select(samples) == "stop"
+    learns, stops = samples["sample_id"].isin(arm.weights.index[arm.weights > 0]), (halve_select(samples) if half is None else half) == "stop"
     rows = np.flatnonzero(learns | stops)
     table = samples.iloc[rows].assign(split=np.where(learns.iloc[rows], "train", "select"))
     return fine_tune(table, arm.weights[arm.weights > 0], kind=kind, vectors=None if vectors is None else vectors[rows], metric=metric, seed=seed, **settings)
@@ -177,7 +178,8 @@ def run_seed(
     seconds = {"scoring": time.perf_counter() - began, **{f"part {name}": taken for name, taken in evidence.seconds.items()}}
     arms = make_arms(noisy, scores[acting], pd.Series(find(evidence, "grade"), index=scores.index), keep=keep)
     began = time.perf_counter()
-    predictions = {arm.name: train_arm(noisy, arm, metric=metric, vectors=vectors, seed=seed).predict(judged, judged_vectors) for arm in arms}
+    half = halve_select(noisy)
+    predictions = {arm.name: train_arm(noisy, arm, metric=metric, vectors=vectors, seed=seed, half=half).predict(judged, judged_vectors) for arm in arms}
     if ledger is not None:
         clean = next(arm for arm in arms if arm.name == "uniform")
         # Labels are only known to be clean where nothing was planted before.
