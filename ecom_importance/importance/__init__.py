@@ -10,7 +10,7 @@ __all__ = ['list_estimators', 'uses_trusted_rows', 'Evidence', 'estimate_cost', 
 import pandas as pd
 
 from . import gradient, language_model, learned, shapley, statistical
-from .estimators import ESTIMATORS, PARTS, Evidence, estimate_cost, estimator, explain, explain_query, find, part, score, score_new
+from .estimators import ESTIMATORS, KINDS, PARTS, Evidence, estimate_cost, estimator, explain, explain_query, find, part, score, score_new
 
 _all_ = ["Evidence", "estimate_cost", "estimator", "explain", "explain_query", "find", "part", "score", "score_new"]
 
@@ -19,7 +19,7 @@ def list_estimators() -> pd.DataFrame:
     "What each estimator is: one row an estimator, by family."
     order = ["baseline", "statistical", "learned", "graph", "language model", "gradient", "shapley", "dynamics"]
     rows = [{"name": one.name, "family": one.family, "source": one.source, "needs": ", ".join(one.need.required), "settings": ", ".join(one.need.settings) or "–",
-             "sign": one.sign, "label-blind": one.label_blind, "trusted rows": uses_trusted_rows(one.name), "additive over": ", ".join(sorted(one.additive_over)) or "–", "cost": one.cost}
+             "sign": one.sign, "about": one.about or "–", "takes": ", ".join(kind for kind in KINDS if kind in one.takes), "label-blind": one.label_blind, "trusted rows": uses_trusted_rows(one.name), "additive over": ", ".join(sorted(one.additive_over)) or "–", "cost": one.cost}
             for one in ESTIMATORS.values()]
     table = pd.DataFrame(rows)
     return table.sort_values(["family", "name"], key=lambda column: column.map({name: place for place, name in enumerate(order)}).fillna(len(order)) if column.name == "family" else column).reset_index(drop=True)
