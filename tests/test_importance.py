@@ -1,4 +1,6 @@
 """The contract that every registered estimator keeps, and what no notebook shows: cuts, leaks, new rows, bad input."""
+from functools import lru_cache
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from ecom_importance.importance import Evidence, estimate_cost, explain, explain_query, find, list_estimators, score, score_new
 from ecom_importance.importance import estimators as contract
+from ecom_importance.importance import heads
 from ecom_importance.importance.estimators import ESTIMATORS, PARTS, cut, gather, part
 from ecom_importance.importance.heads import choose_ridge, fit_head, log_losses
 from ecom_importance.importance.shapley import knn_shapley, share_out
@@ -47,6 +50,12 @@ def make_evidence(**how) -> Evidence:
     return evidence_of(*make_samples(**how))
 
 
+@lru_cache
+def made_once(levels: int) -> Evidence:
+    "Evidence whose parts are shared between tests."
+    return make_evidence(levels=levels)
+
+
 def scores_of(evidence, names, **how) -> pd.DataFrame:
     "Scores with the cheap settings of estimators."
     names = [names] if isinstance(names, str) else names
@@ -68,14 +77,9 @@ def test_gives_a_finite_value_a_row(name, levels):
     assert list(values.index) == list(made.sample_ids)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=5, deadline=None)
-@given(seed=st.integers(0, 10_000))
-def test_cuts_change_nothing(name, seed):
-    "Every declaration of `additive_over`, cut at random places."
-    made, chosen, rng = make_evidence(levels=3), ESTIMATORS[name], np.random.default_rng(seed)
-    arguments = gather(made, chosen.need, name)
-    own = CHEAP.get(name, {})
+def check_cuts(name, made, rng):
+    chosen = ESTIMATORS[name]
+    arguments, own = gather(made, chosen.need, name), CHEAP.get(name, {})
     whole = chosen.function(**arguments, **own)
     if "train" in chosen.additive_over:
         bounds = np.r_[0, np.sort(rng.choice(np.arange(1, made.n), 4, replace=False)), made.n]
@@ -86,6 +90,15 @@ def test_cuts_change_nothing(name, seed):
         bounds = np.r_[0, at, made.m]
         total = sum(chosen.function(**cut(arguments, "valid", slice(a, b)), **own) for a, b in zip(bounds, bounds[1:]))
         np.testing.assert_allclose(total, whole, rtol=1e-6, atol=1e-6 * np.abs(whole).max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_cuts_change_nothing(name, seed):
+    "Every declaration of `additive_over`, cut at random places."
+    made = made_once(3 if "graded" in ESTIMATORS[name].takes else 2)
+    check_cuts(name, made, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("engine", ["local", "threads"])
@@ -127,6 +140,43 @@ def test_finds_flipped_labels_if_it_says_so(name):
         assert 0.4 < auroc < 0.6, "whoever does not read the labels cannot know"
     elif chosen.about == "noise":
         assert auroc > 0.65
+
+
+def class_evidence(seed=0):
+    samples, x = make_samples(levels=3, seed=seed)
+    return evidence_of(samples.assign(label=np.array(["杯", "lamp", "sofa"])[(samples["gain"] * 2).astype(int)]), x, classes=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_classes_are_valued_or_refused_by_name(name):
+    made = class_evidence()
+    assert made.kind == "classes" and made.train["y"].shape == (240, 3) and list(made.class_names) == ["lamp", "sofa", "杯"]
+    if "classes" in ESTIMATORS[name].takes:
+        values = scores_of(made, name)[name]
+        assert np.isfinite(values).all() and values.nunique() > 1
+        check_cuts(name, made, np.random.default_rng(3))
+    else:
+        with pytest.raises(DataError, match=f"{name} takes .*these are classes.*score with one of"):
+            score(made, name)
+
+
+@pytest.mark.parametrize("kind, levels", [("binary", 2), ("graded", 3)])
+@pytest.mark.parametrize("name", NAMES)
+def test_gains_of_another_kind_are_refused_by_name(name, kind, levels):
+    if kind not in ESTIMATORS[name].takes:
+        with pytest.raises(DataError, match=f"{name} takes .*these are {kind}"):
+            score(make_evidence(levels=levels), name)
+
+
+def test_new_rows_of_an_unknown_class_are_refused():
+    samples, x = make_samples(levels=3)
+    named = samples.assign(label=np.array(["a", "b", "c"])[(samples["gain"] * 2).astype(int)])
+    made = evidence_of(named, x, classes=True)
+    new = named.iloc[:3].assign(label=["a", "b", "z"], sample_id=["n1", "n2", "n3"])
+    name = next(name for name in BY_TRAIN if "classes" in ESTIMATORS[name].takes)
+    with pytest.raises(DataError, match="row 2: .*'z'.*a, b, c"):
+        score_new(made, new, x[:3], name)
+    assert len(score_new(made, new.iloc[:2], x[:2], name)) == 2
 
 
 def test_no_estimator_sees_the_ledger_or_other_splits():
@@ -284,6 +334,34 @@ def test_head_is_the_optimum(seed, ridge, d):
     best = minimize(objective, np.zeros(d + 1), method="BFGS", options={"gtol": 1e-9})
     assert objective(np.r_[head.weights, head.intercept]) <= best.fun + 1e-8
     np.testing.assert_allclose(head.predict(x), expit(x @ best.x[:-1] + best.x[-1]), atol=2e-3)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_class_head_is_the_optimum_and_solves(joint, monkeypatch):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+
+    monkeypatch.setattr(heads, "JOINT", 4000 if joint else 10)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 5))
+    grade = np.digitize(x @ rng.normal(size=5) + rng.normal(size=400), [-1, 1])
+    columns, ridge = np.eye(3)[grade], 0.02
+    head = fit_head(x, columns, ridge=ridge)
+    assert head.joint == joint
+    peer = LogisticRegression(C=1 / (400 * ridge), tol=1e-10, max_iter=2000)
+    expected = peer.fit(x, grade).predict_proba(x) if joint else np.stack([one.predict_proba(x)[:, 1] for one in OneVsRestClassifier(peer).fit(x, grade).estimators_], axis=1)
+    np.testing.assert_allclose(head.predict(x), expected, atol=2e-4)
+    p, wide = head.predict(x), np.c_[x, np.ones(400)]
+    hessian = np.zeros((3, 6, 3, 6))
+    for a in range(3):
+        for b in range(3):
+            if joint or a == b:
+                share = p[:, a] * ((a == b) - (p[:, b] if joint else p[:, a]))
+                hessian[a, :, b] = wide.T @ (share[:, None] * wide) / 400 + (a == b) * np.diag([ridge] * 5 + [heads.INTERCEPT_RIDGE])
+    gradients = rng.normal(size=(6, 3, 2))
+    solved = np.linalg.solve(hessian.reshape(18, 18), np.swapaxes(gradients, 0, 1).reshape(18, 2)).reshape(3, 6, 2)
+    np.testing.assert_allclose(head.solve(gradients), np.swapaxes(solved, 0, 1), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(head.solve(gradients[..., 0]), head.solve(gradients)[..., 0])
 
 
 def test_label_quality_equals_cleanlab():
