@@ -4,28 +4,36 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'oof_loss', 'LeftOut', 'left_out', 'fit_share', 'reach', 'leverage', 'loo_shift', 'loo', 'loo_loss',
-           'class_thresholds', 'label_quality', 'trusted_loss']
+           'class_thresholds', 'label_quality', 'rows_of_others', 'ask_out_of_fold', 'linear_models', 'linear_oof',
+           'linear_score', 'Seeded', 'tree_models', 'forest_models', 'grade_shares', 'tree_score', 'forest_score',
+           'svm_models', 'svm_score', 'trusted_clusters', 'among_trusted', 'trusted_fold_heads', 'trusted_oof',
+           'trusted_loss']
 
 # %% ../../nbs/04_importance/02_learned.ipynb #c8865375
+import threading
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit, softmax
+from tqdm.std import tqdm
 
 from .estimators import Array, estimator, part
-from .heads import INTERCEPT_RIDGE, ClassHead, Head, log_losses
-from ..samples import DataError
+from .heads import INTERCEPT_RIDGE, ClassHead, Head, fit_head, log_losses
+from ..samples import DataError, QueryClusters, stable_hash
 
 # %% ../../nbs/04_importance/02_learned.ipynb #194527ff
-@estimator(family="learned", source="definition", additive_over={"train"}, sign="high = label agrees with the other folds", cost="O(N d² + steps · folds · N d)")
+@estimator(family="learned", source="definition", additive_over={"train"}, sign="high = label agrees with the other folds", takes=("binary", "graded", "classes"),
+           cost="O(N d² + steps · folds · N d)")
 def oof_loss(
-    oof: Array,  # (N,) gain predicted out of fold
-    y: Array,  # (N,) given gain
+    oof: Array,  # (N,) gain predicted out of fold, or (N, C) probabilities
+    y: Array,  # (N,) given gain, or (N, C) with a column a class
 ) -> Array:  # (N,) nats, at most 0
-    "Minus the log loss of the given gain, out of fold."
+    "Minus the log loss of the given label, out of fold."
     return -log_losses(oof, y)
 
 # %% ../../nbs/04_importance/02_learned.ipynb #4003d9a4
@@ -138,7 +146,7 @@ def class_thresholds(grade: Array, oof_proba: Array) -> Array:  # (C,)
 
 # %% ../../nbs/04_importance/02_learned.ipynb #2fe2ca93
 @estimator(family="learned", source="Northcutt et al. 2021, arXiv:1911.00068 (cleanlab)", additive_over={"train"}, sign="high = label agrees with the other folds",
-           cost="O(N d² + steps · folds · N d C)")
+           takes=("binary", "graded", "classes"), cost="O(N d² + steps · folds · N d C)")
 def label_quality(
     grade: Array,  # (N,) int, given class
     oof_proba: Array,  # (N, C) class probabilities, out of fold
@@ -162,12 +170,283 @@ def label_quality(
     return get_label_quality_scores(labels=np.asarray(grade), pred_probs=proba, method=method)
 
 # %% ../../nbs/04_importance/02_learned.ipynb #7de98193
-@estimator(family="learned", source="definition; in the spirit of Mindermann et al. 2022, arXiv:2206.07137", additive_over={"train"},
-           sign="high = label agrees with the trusted rows", cost="O(M d² + N d)")
-def trusted_loss(
+def rows_of_others(
+    fold: Array,  # (N,) int
+    tie_order: Array,  # (N,) a permutation that belongs to the rows' names
+    rows: int,  # at most
+) -> Iterator[tuple[int, Array]]:
+    "For each fold, rows of all other folds, in the order of the hash of their names."
+    by_hash = np.argsort(tie_order, kind="stable")
+    for one in np.unique(fold):
+        others = by_hash[fold[by_hash] != one][:rows]
+        if not len(others):
+            raise DataError("all rows belong to one cluster of queries, so no model can be fitted without them", column="query_id",
+                            expected="at least two different queries", mend="bring rows of more queries, or choose estimators that need no out-of-fold model")
+        yield int(one), others
+
+
+def ask_out_of_fold(
+    models: dict,  # fold → model fitted on the other folds
+    fold: Array,  # (N,) of the rows asked about
     x: Array,  # (N, d)
-    y: Array,  # (N,) given gain
-    trusted_head: Head,  # fitted on the trusted rows alone
+    ask: Callable,  # model, vectors → one row of answers a vector
+) -> Array:  # (N, …)
+    "The answer of the model that never saw the row's fold; the mean answer of all models where the fold is unknown."
+    answers = None
+    for one in np.unique(fold):
+        rows = np.flatnonzero(fold == one)
+        known = [models[int(one)]] if int(one) in models else list(models.values())
+        told = np.mean([ask(model, x[rows]) for model in known], axis=0, dtype=np.float64)
+        answers = np.empty((len(fold), *told.shape[1:])) if answers is None else answers
+        answers[rows] = told
+    return answers
+
+# %% ../../nbs/04_importance/02_learned.ipynb #55233bd7
+@part(along=None)
+def linear_models(
+    x: Array,
+    y: Array,
+    fold: Array,
+    tie_order: Array,
+    head: Head | ClassHead,
+    *,
+    ridge: float | None = None,  # against the mean of half the squared errors; None: four times the head's
+    rows: int = 50_000,  # a model is fitted on, at most
+) -> dict:
+    "For each fold a ridge regression of the gain on the vectors of all other rows."
+    from sklearn.linear_model import Ridge
+
+    strength = 4 * head.ridge if ridge is None else ridge
+    return {one: Ridge(alpha=strength * len(others), solver="cholesky").fit(x[others].astype(np.float64), y[others]) for one, others in rows_of_others(fold, tie_order, rows)}
+
+
+@part(along="train")
+def linear_oof(x: Array, fold: Array, linear_models: dict) -> Array:  # (N,) or (N, C)
+    "Gain expected by linear regression, out of fold, within [0, 1]."
+    return np.clip(ask_out_of_fold(linear_models, fold, x, lambda model, some: model.predict(some)), 0, 1)
+
+
+@estimator(family="learned", source="definition; Brier 1950 for the score", additive_over={"train"}, sign="high = label agrees with the other folds", takes=("binary", "graded", "classes"),
+           cost="O(folds · N d²), N at most 50,000 in a fit")
+def linear_score(
+    linear_oof: Array,  # (N,) or (N, C)
+    y: Array,  # (N,) or (N, C)
+) -> Array:  # (N,) at most 0
+    "Minus the squared error of a linear regression that did not see the row."
+    return -((y - linear_oof) ** 2 if y.ndim == 1 else ((y - linear_oof) ** 2).sum(axis=1))
+
+# %% ../../nbs/04_importance/02_learned.ipynb #8dbb94bb
+class Seeded:
+    "Fitted models by seed: those of the first seed are fitted at once, those of another when it is first asked for."
+
+    def __init__(
+        self,
+        fit: Callable[[int], object],  # seed → fitted models
+        seed: int = 0,
+    ):
+        self.fit, self.fitted = fit, {seed: fit(seed)}
+
+    def __getitem__(self, seed: int) -> object:
+        with _FITTING:  # blocks may run side by side
+            if seed not in self.fitted:
+                self.fitted[seed] = self.fit(seed)
+        return self.fitted[seed]
+
+
+_FITTING = threading.Lock()
+
+
+@part(along=None)
+def tree_models(
+    x: Array,
+    grade: Array,
+    fold: Array,
+    tie_order: Array,
+    *,
+    depth: int = 6,  # questions on the way to a leaf, at most
+    leaf: int = 20,  # rows in a leaf, at least
+    rows: int = 20_000,  # a tree is grown on, at most
+) -> dict:
+    "For each fold a decision tree of the grades of all other rows."
+    from sklearn.tree import DecisionTreeClassifier
+
+    return {one: DecisionTreeClassifier(max_depth=depth, min_samples_leaf=leaf, random_state=0).fit(x[others], grade[others]) for one, others in rows_of_others(fold, tie_order, rows)}
+
+
+@part(along=None)
+def forest_models(
+    x: Array,
+    grade: Array,
+    fold: Array,
+    tie_order: Array,
+    *,
+    trees: int = 100,
+    depth: int = 8,  # questions on the way to a leaf, at most
+    leaf: int = 5,  # rows in a leaf, at least
+    rows: int = 10_000,  # a tree is grown on, at most
+) -> Seeded:
+    "For each seed and fold a random forest of the grades of all other rows."
+    return Seeded(partial(_grow_forests, x, grade, fold, tie_order, trees, depth, leaf, rows))
+
+
+def _grow_forests(x: Array, grade: Array, fold: Array, tie_order: Array, trees: int, depth: int, leaf: int, rows: int, seed: int) -> dict:
+    from sklearn.ensemble import RandomForestClassifier
+
+    found = list(rows_of_others(fold, tie_order, len(x)))
+    forests = {}
+    for one, others in tqdm(found, desc="growing forests", leave=False, disable=len(x) < 2000):
+        forest = RandomForestClassifier(trees, max_depth=depth, min_samples_leaf=leaf, max_samples=min(rows, len(others)), random_state=stable_hash("forest", seed=seed) % 2**32)
+        forests[one] = forest.fit(x[others], grade[others])
+    return forests
+
+
+def grade_shares(
+    models: dict,  # fold → classifier
+    fold: Array,  # (N,)
+    x: Array,  # (N, d)
+    grade: Array,  # (N,) int
+) -> Array:  # (N,) in [0, 1]
+    "Probability of each row's own grade, out of fold; 0 for a grade that the model has not met."
+    classes = int(max(grade.max(), *(model.classes_.max() for model in models.values()))) + 1
+
+    def ask(model, some):
+        proba = np.zeros((len(some), classes))
+        proba[:, model.classes_] = model.predict_proba(some)
+        return proba
+
+    return ask_out_of_fold(models, fold, x, ask)[np.arange(len(grade)), grade]
+
+
+@estimator(family="learned", source="Breiman et al. 1984, Classification and Regression Trees", additive_over={"train"}, sign="high = label agrees with the other folds",
+           takes=("binary", "graded", "classes"), cost="O(folds · depth · N d log N), N at most 20,000 in a tree")
+def tree_score(
+    x: Array,  # (N, d)
+    grade: Array,  # (N,) int, given grade or class
+    fold: Array,  # (N,) int
+    tree_models: dict,  # fold → tree of the other folds
+) -> Array:  # (N,) in [0, 1]
+    "Share of the row's grade in its leaf of a decision tree that did not see the row."
+    return grade_shares(tree_models, fold, x, grade)
+
+
+@estimator(family="learned", source="Breiman 2001, Random Forests", additive_over={"train"}, sign="high = label agrees with the other folds",
+           takes=("binary", "graded", "classes"), cost="O(trees · folds · depth · N √d log N), N at most 10,000 in a tree")
+def forest_score(
+    x: Array,  # (N, d)
+    grade: Array,  # (N,) int, given grade or class
+    fold: Array,  # (N,) int
+    forest_models: Seeded,  # seed → fold → forest of the other folds
+    *,
+    seed: int = 0,
+) -> Array:  # (N,) in [0, 1]
+    "Probability of the row's grade by a random forest that did not see the row."
+    return grade_shares(forest_models[seed], fold, x, grade)
+
+# %% ../../nbs/04_importance/02_learned.ipynb #51494373
+@part(along=None)
+def svm_models(
+    x: Array,
+    grade: Array,
+    levels: Array,
+    fold: Array,
+    tie_order: Array,
+    head: Head | ClassHead,
+    *,
+    kernel: str = "linear",  # or "rbf"
+    cost: float | None = None,  # of a violated margin, scikit-learn's C; None: shrunk as the head is (linear), 1 (rbf)
+    rows: int | None = None,  # a machine is fitted on, at most; None: 50,000 (linear), 5,000 (rbf)
+) -> dict:
+    "For each fold a support vector machine of all other rows; None where those carry one class."
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.svm import SVC, LinearSVC
+
+    if kernel not in ("linear", "rbf"):
+        raise ValueError(f"kernel is {kernel!r}; expected 'linear' or 'rbf'")
+    machines = {}
+    for one, others in rows_of_others(fold, tie_order, rows or (50_000 if kernel == "linear" else 5_000)):
+        if len(np.unique(grade[others])) < 2:
+            machines[one] = None
+            continue
+        # The squared hinge curves eight times as much as the log loss at p = ½: the same directions are shrunk by the same share. dual=False draws nothing at random.
+        c = cost or (1 / (8 * head.ridge * len(others)) if kernel == "linear" else 1.0)
+        machine = LinearSVC(C=c, dual=False, tol=1e-6, max_iter=10_000) if kernel == "linear" else SVC(C=c, kernel="rbf", tol=1e-5)
+        machines[one] = (machine if len(levels) == 2 else OneVsRestClassifier(machine)).fit(x[others].astype(np.float64), grade[others])
+    return machines
+
+
+@estimator(family="learned", source="Cortes & Vapnik 1995, Support-Vector Networks", additive_over={"train"}, sign="high = far on the right side of the boundary", takes=("binary", "classes"),
+           cost="O(folds · steps · N d), N at most 50,000 in a fit")
+def svm_score(
+    x: Array,  # (N, d)
+    grade: Array,  # (N,) int, 0 or 1, or the class
+    levels: Array,  # (C,) of the labels
+    fold: Array,  # (N,) int
+    svm_models: dict,  # fold → machine of the other folds
+) -> Array:  # (N,) margins
+    "Signed distance of a row from the boundary of a support vector machine that did not see it; 0 where there is one class and no boundary."
+
+    def ask(machine, some):
+        distance = np.zeros((len(some), len(levels)))
+        if machine is not None:
+            told = machine.decision_function(some)
+            distance[:, machine.classes_] = np.stack([-told, told], axis=1) if told.ndim == 1 else told
+        return distance
+
+    return ask_out_of_fold(svm_models, fold, x, ask)[np.arange(len(grade)), grade]
+
+# %% ../../nbs/04_importance/02_learned.ipynb #8a18f3e6
+@part(along=None)
+def trusted_clusters(
+    query_id_valid: Array = None,  # (M,)
+    query_valid: Array = None,  # (M,) texts
+    item_id_valid: Array = None,  # (M,)
+    clusters: QueryClusters = None,
+) -> frozenset:
+    "The clusters of queries that hold trusted rows; without texts, their query ids."
+    names = _cluster_names(query_id_valid, query_valid, item_id_valid, clusters)
+    return frozenset() if names is None else frozenset(names)
+
+
+def _cluster_names(query_id, query, item_id, clusters: QueryClusters | None) -> Array | None:
+    return clusters.assign(pd.DataFrame({"query": query, "item_id": item_id})) if clusters is not None and query is not None and item_id is not None else query_id
+
+
+@part(along="train")
+def among_trusted(sample_id: Array, trusted_clusters: frozenset, query_id: Array = None, query: Array = None, item_id: Array = None, clusters: QueryClusters = None) -> Array:  # (N,) bool
+    "Whether a row's query, or a near-duplicate of it, has trusted rows."
+    names = _cluster_names(query_id, query, item_id, clusters)
+    return np.zeros(len(sample_id), bool) if names is None else np.array([name in trusted_clusters for name in names], bool)
+
+
+@part(along=None)
+def trusted_fold_heads(x_valid: Array, y_valid: Array, fold_valid: Array, trusted_head: Head | ClassHead) -> dict[int, Head | ClassHead]:
+    "For each fold with trusted rows, the head of the trusted rows of all other folds; nothing for a fold that holds them all."
+    heads = {}
+    for one in np.unique(fold_valid):
+        others = fold_valid != one
+        if others.any():
+            heads[int(one)] = fit_head(x_valid, y_valid, ridge=trusted_head.ridge, weights=others, start=trusted_head)
+    return heads
+
+
+@part(along="train")
+def trusted_oof(x: Array, fold: Array, among_trusted: Array, trusted_head: Head | ClassHead, trusted_fold_heads: dict) -> Array:  # (N,) or (N, C)
+    "Gain predicted by the head of the trusted rows, without those of a row's own fold where its query has some."
+    predicted = trusted_head.predict(x)
+    for one in np.unique(fold[among_trusted]):
+        rows = np.flatnonzero(among_trusted & (fold == one))
+        if int(one) not in trusted_fold_heads:
+            raise DataError("all trusted rows belong to one fold of queries, and training rows share a query with them: there is no head that has not seen it", column="query_id", rows=rows,
+                            expected="trusted rows of several queries", mend="trust rows of more queries, or take those queries out of the training rows")
+        predicted[rows] = trusted_fold_heads[int(one)].predict(x[rows])
+    return predicted
+
+# %% ../../nbs/04_importance/02_learned.ipynb #1033c4c9
+@estimator(family="learned", source="definition; in the spirit of Mindermann et al. 2022, arXiv:2206.07137", additive_over={"train"},
+           sign="high = label agrees with the trusted rows", takes=("binary", "graded", "classes"), cost="O(folds · M d² + N d)")
+def trusted_loss(
+    trusted_oof: Array,  # (N,) or (N, C), by a head of trusted rows of other queries
+    y: Array,  # (N,) given gain, or (N, C)
 ) -> Array:  # (N,) nats, at most 0
-    "Minus the log loss of the given gain under the head of the trusted rows."
-    return -log_losses(trusted_head.predict(x), y)
+    "Minus the log loss of the given label under the head of the trusted rows."
+    return -log_losses(trusted_oof, y)
