@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['list_estimators', 'uses_trusted_rows', 'Evidence', 'estimate_cost', 'estimator', 'explain', 'explain_query', 'find',
-           'part', 'score', 'score_new']
+           'importance_by', 'part', 'score', 'score_new']
 
 # %% ../../nbs/04_importance/99_registry.ipynb #38a8cec3
 import pandas as pd
 
 from . import gradient, language_model, learned, shapley, statistical
 from .estimators import ESTIMATORS, KINDS, PARTS, Evidence, estimate_cost, estimator, explain, explain_query, find, part, score, score_new
+from .rollups import importance_by
 
-_all_ = ["Evidence", "estimate_cost", "estimator", "explain", "explain_query", "find", "part", "score", "score_new"]
+_all_ = ["Evidence", "estimate_cost", "estimator", "explain", "explain_query", "find", "importance_by", "part", "score", "score_new"]
 
 # %% ../../nbs/04_importance/99_registry.ipynb #8c73ff98
 def list_estimators() -> pd.DataFrame:
