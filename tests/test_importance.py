@@ -1,4 +1,7 @@
 """The contract that every registered estimator keeps, and what no notebook shows: cuts, leaks, new rows, bad input."""
+import os
+import subprocess
+import sys
 from functools import lru_cache
 
 import numpy as np
@@ -555,6 +558,47 @@ def test_memory_is_set_by_the_block():
     knn_shapley(**{name: value[:40] if name.endswith("_valid") else value for name, value in arguments.items()})
     assert tracemalloc.get_traced_memory()[1] < 160 * 2**20
     tracemalloc.stop()
+
+
+UNDER_A_CAP = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
+from ecom_importance.importance import score
+from ecom_importance.importance.estimators import example_evidence
+made, _ = example_evidence(200_000, 2_000, d=16)
+made.settings["head"] = {"ridge": 0.01}
+values = score(made, sys.argv[1], progress=False)[sys.argv[1]]
+assert len(values) == 200_000 and values.nunique() > 1000
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the address space is capped on Linux only")
+@pytest.mark.parametrize("name", ["grad_dot", "influence", "knn_shapley"])
+def test_large_problems_fit_under_a_cap_of_the_address_space(name):
+    "N = 200,000 by M = 2,000 would be 1.6 GB as float32, in a process of at most 2 GB that has imported everything."
+    ran = subprocess.run([sys.executable, "-c", UNDER_A_CAP, name], capture_output=True, text=True, env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})
+    assert ran.returncode == 0, ran.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def old_and_new():
+    "Rows of one source with equal noise, cut in two: evidence of the old, and the new."
+    made, _ = contract.example_evidence(12_000, 400, d=40)
+    old = {name: column[:6000] for name, column in made.train.items()}
+    valid = {name.removesuffix("_valid"): column for name, column in made.valid.items()}
+    new = {name: column[6000:] for name, column in made.train.items()}
+    return Evidence(old, valid), pd.DataFrame({name: column for name, column in new.items() if name not in ("x", "y")}).assign(gain=new["y"]), new["x"]
+
+
+@pytest.mark.parametrize("name", [name for name in BY_TRAIN if ESTIMATORS[name].about == "noise" and not ESTIMATORS[name].label_blind and name != "forest_score"])
+def test_old_and_new_rows_are_comparable(name, old_and_new):
+    "At equal noise a threshold flags as many new rows as old ones, within two points. (The forest, five seconds here, was .6 apart.)"
+    made, new, x = old_and_new
+    old = scores_of(made, name)[name]
+    found = score_new(made, new, x, name, settings={name: CHEAP[name]} if name in CHEAP else None, progress=False)[name]
+    for share in (0.1, 0.2, 0.4):
+        threshold = old.quantile(share)
+        assert abs((found <= threshold).mean() - (old <= threshold).mean()) < 0.02
 
 
 def test_ridge_grows_with_noise():
