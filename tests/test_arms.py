@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from ecom_importance.evaluation import RankingMetric, compare
-from ecom_importance.finetuning.arms import (Arm, choose_arm, draw_training_queries, halve_select, judge, make_arms, run_trial, tabulate_arms, train_arm,
+from ecom_importance.finetuning.arms import (Arm, auto, choose_arm, draw_training_queries, halve_select, judge, make_arms, run_trial, tabulate_arms, train_arm,
                                              weigh_by_grade)
 from ecom_importance.samples import DataError
 
@@ -51,6 +51,35 @@ def test_test_labels_change_nothing_but_the_verdict(trial):
     for name in again.predictions:
         np.testing.assert_array_equal(again.predictions[name], trial.predictions[name])
     assert choose_arm(again) == choose_arm(trial)
+
+
+def test_auto_takes_uniform_unless_an_arm_stands_after_holm(trial):
+    choice = auto(trial, alpha=1e-9)  # no p-value of a randomisation is that small
+    assert choice.uniform_wins and choice.arm == "uniform" and choice.sentence.startswith("uniform wins: none of")
+    scored = {name for name, arm in trial.arms.items() if arm.estimator == "trusted_loss"}
+    assert set(choice.table.index) == {"uniform", *scored}, "arms that act on a baseline are no candidates"
+    bold = auto(trial, alpha=0.999)
+    standing = choice.table[(choice.table["low"] > 0) & (choice.table["p (Holm)"] < 0.999)]
+    assert bold.arm == (standing.index[0] if len(standing) else "uniform")
+    from scipy.stats import false_discovery_control  # an upper bound on evidence: Holm is never below Benjamini and Hochberg
+
+    raw = [compare(trial.values(name, "choose"), trial.values("uniform", "choose")).p for name in choice.table.index if name != "uniform"]
+    assert (choice.table["p (Holm)"].drop("uniform").to_numpy() >= false_discovery_control(raw) - 1e-12).all()
+
+
+def test_auto_looks_at_the_choosing_half_alone(trial):
+    blind, noise_only = make_samples(), make_samples()
+    blind.loc[blind["split"] == "test", "gain"] = 0.5
+    pd.testing.assert_frame_equal(auto(run(blind, noise="flip", rate=0.2)).table, auto(trial).table)
+    choosing = halve_select(noise_only) == "choose"
+    noise_only.loc[choosing, "gain"] = np.random.default_rng(3).permutation(noise_only.loc[choosing, "gain"])
+    assert auto(run(noise_only, noise="flip", rate=0.2)).uniform_wins, "where the judgments say nothing, nothing is acted on"
+
+
+@pytest.mark.parametrize("alpha", [0, 1, -0.1])
+def test_auto_names_a_bad_alpha(trial, alpha):
+    with pytest.raises(ValueError, match="alpha is"):
+        auto(trial, alpha=alpha)
 
 
 def test_the_choosing_half_changes_no_prediction_but_may_change_the_choice(trial):

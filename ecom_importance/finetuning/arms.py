@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'Arm', 'weigh_by_grade', 'make_arms', 'draw_training_queries', 'halve_select', 'train_arm', 'SeedTrial',
-           'run_seed', 'Trial', 'run_trial', 'choose_arm', 'tabulate_arms', 'judge']
+           'run_seed', 'Trial', 'run_trial', 'choose_arm', 'tabulate_arms', 'judge', 'Choice', 'auto']
 
 # %% ../../nbs/06_finetuning/03_arms.ipynb #6115cd2e
 import json
@@ -303,3 +303,37 @@ def judge(
     "The verdict on one arm on test."
     against = against or (trial.arms[name].control if name in trial.arms else None) or "uniform"
     return compare(trial.values(name, unseen=unseen), trial.values(against, unseen=unseen), names=(name, against), metric=str(trial.metric).split(" (")[0])
+
+# %% ../../nbs/06_finetuning/03_arms.ipynb #f0bf0092
+@dataclass(frozen=True)
+class Choice:
+    "What `auto` took, and why."
+
+    arm: str  # "uniform" where nothing beat it
+    sentence: str
+    table: pd.DataFrame = field(repr=False)  # by arm, best first: select, difference from uniform, low, high, p (Holm)
+
+    @property
+    def uniform_wins(self) -> bool:
+        return self.arm == "uniform"
+
+
+def auto(
+    trial: Trial,
+    *,
+    alpha: float = 0.05,  # chance, over all arms together, to act where nothing helps
+) -> Choice:
+    "The estimator and the weighting that beat `uniform` on the choosing half of select after Holm's correction; `uniform` where none does. Test is not looked at."
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is {alpha}; expected between 0 and 1")
+    names = [name for name, arm in trial.arms.items() if arm.estimator is not None and ESTIMATORS[arm.estimator].family != "baseline"]
+    uniform = trial.values("uniform", "choose")
+    found = {name: compare(trial.values(name, "choose"), uniform, names=(name, "uniform"), metric=str(trial.metric)) for name in names}
+    corrected = holm([verdict.p for verdict in found.values()]) if found else []
+    rows = [(name, trial.values(name, "choose").mean(), verdict.effect, verdict.low, verdict.high, p) for (name, verdict), p in zip(found.items(), corrected)]
+    table = pd.DataFrame([*rows, ("uniform", uniform.mean(), 0.0, 0.0, 0.0, 1.0)], columns=["arm", "select", "difference", "low", "high", "p (Holm)"]).set_index("arm").sort_values("select", ascending=False, kind="stable")
+    standing = table[(table["low"] > 0) & (table["p (Holm)"] < alpha)]
+    if standing.empty:
+        return Choice("uniform", f"uniform wins: none of {len(names)} arms beats it on the choosing half of select after Holm's correction at {alpha:g}.", table)
+    best = standing.iloc[0]
+    return Choice(str(standing.index[0]), f"{standing.index[0]} beats uniform on the choosing half of select by {best['difference']:+.4f} [{best['low']:.4f}, {best['high']:.4f}], p (Holm over {len(names)} arms) = {best['p (Holm)']:.3g}; {len(standing)} of them do.", table)
