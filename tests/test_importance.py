@@ -325,6 +325,33 @@ def test_influence_is_leave_one_out(n, least):
     assert np.corrcoef(true, quick[::8])[0, 1] > least
 
 
+@pytest.mark.parametrize("gains", ["binary", "graded"])
+@pytest.mark.parametrize("ratio, least", [(40, 0.9999), (20, 0.999), (6, 0.95)])
+def test_leave_one_out_is_leave_one_out(ratio, least, gains):
+    d = 8
+    made, _ = contract.example_evidence(ratio * d, 80, d=d, seed=3)
+    made.settings["head"] = {"ridge": 0.01}
+    if gains == "graded":
+        made.train["y"] = np.clip(made.train["y"] * 0.6 + 0.1 + 0.2 * np.random.default_rng(0).random(made.n), 0, 1)
+    quick = score(made, "leave_one_out")["leave_one_out"].to_numpy()
+    x, y, x_valid, y_valid = (find(made, name).astype(float) for name in ("x", "y", "x_valid", "y_valid"))
+    fit = lambda keep: log_losses(fit_head(x, y, ridge=0.01, weights=keep, tolerance=1e-16).predict(x_valid), y_valid).mean()
+    rows, whole = np.arange(0, made.n, max(1, made.n // 40)), fit(np.ones(made.n))
+    true = np.array([fit(np.arange(made.n) != row) - whole for row in rows])
+    assert np.corrcoef(true, quick[rows])[0, 1] > least
+    if ratio >= 20:
+        np.testing.assert_allclose(quick[rows], true, atol=0.05 * np.abs(true).max())
+    again = Evidence(dict(made.train), {name.removesuffix("_valid"): column for name, column in made.valid.items()}, settings={"head": {"ridge": 0.01}, "refitted_heads": {"exact": True}})
+    np.testing.assert_allclose(score(again, "leave_one_out")["leave_one_out"].to_numpy()[rows], true, atol=1e-3 * np.abs(true).max())
+
+
+def test_exact_leave_one_out_refuses_what_would_take_hours():
+    made, _ = contract.example_evidence(5_008, 16, d=2)
+    made.settings["refitted_heads"] = {"exact": True}
+    with pytest.raises(DataError, match="5,008 training rows, a head for each"):
+        score(made, "leave_one_out")
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 999), ridge=st.sampled_from([1e-4, 1e-2, 1.0]), d=st.integers(1, 12))
 def test_head_is_the_optimum(seed, ridge, d):

@@ -227,7 +227,7 @@ def damp(
         raise ValueError(f"damping is {damping}; expected 0 or more")
     if not damping:
         return head
-    if isinstance(head, ClassHead):
+    if np.ndim(head.intercept):  # a logit a class
         return replace(head, factors=tuple(_damp_factor(factor, damping) for factor in head.factors))
     return replace(head, factor=_damp_factor(head.factor, damping))
 
@@ -279,7 +279,7 @@ def inverse_hessian(
 ) -> Array:  # (d + 1, d + 1), intercept last; classes: (d + 1, C, d + 1, C), or (C, d + 1, d + 1) one against the rest
     "The inverse of the head's Hessian."
     one, head = np.eye(len(head.weights) + 1), damp(head, damping)
-    if isinstance(head, Head):
+    if not np.ndim(head.intercept):  # one logit
         return head.solve(one)
     classes = len(head.intercept)
     if not head.joint:

@@ -60,7 +60,7 @@ def left_out(
         raise DataError("one training row: without it there is no head", expected="at least two training rows", mend="bring rows of more queries")
     share, ids = 1 / len(sample_id), pd.Index(sample_id)
     penalty = np.r_[np.full(len(head.weights), head.ridge), INTERCEPT_RIDGE]
-    if isinstance(head, Head):
+    if not np.ndim(head.intercept):  # one logit
         inverse = _invert(head.curvature, penalty, share)
         return LeftOut(ids, share, inverse, inverse @ (penalty * np.r_[head.weights, head.intercept]))
     pull = penalty[:, None] * np.vstack([head.weights, head.intercept])
@@ -125,7 +125,7 @@ def loo_shift(x: Array, y: Array, fitted: Array, fit_share: Array, reach: Array,
 def loo(x: Array, head: Head | ClassHead, loo_shift: Array) -> Array:  # (N,) or (N, C)
     "Gain predicted by the head of all rows but this one."
     logit = head.logit(x).astype(np.float64) + loo_shift
-    return softmax(logit, axis=1) if isinstance(head, ClassHead) and head.joint else expit(logit)
+    return softmax(logit, axis=1) if np.ndim(head.intercept) and head.joint else expit(logit)
 
 # %% ../../nbs/04_importance/02_learned.ipynb #726222a1
 @estimator(family="learned", source="Rad & Maleki 2020, arXiv:1801.10243", additive_over={"train"}, sign="high = label agrees with all other rows", takes=("binary", "graded", "classes"),
