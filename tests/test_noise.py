@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ecom_importance.preprocessing.noise import (
-    NOISE, choose_queries, choose_rows, click_probability, confusion_matrix, count_noise, examine, find_grades, list_noise,
+    NOISE, choose_queries, choose_rows, click_probability, confusion_matrix, count_noise, examine, find_grades, list_noise, text_match,
     make_near_duplicate, neighbour_confusion, plant, plant_mixture, propose_position_bias)
 from ecom_importance.samples import BINARY, ESCI_KDD, ESCI_LINEAR, GRADES_1_3, DataError, check_samples, tokens
 
@@ -312,5 +312,19 @@ def test_choose_queries_takes_whole_queries():
 
 
 def test_the_list_of_kinds_is_complete():
-    assert set(list_noise().index) == {"flip", "grade_confusion", "position_bias", "accidental_click", "duplicate_conflict", "whole_query"}
+    assert set(list_noise().index) == {"flip", "grade_confusion", "feature_dependent", "position_bias", "accidental_click", "duplicate_conflict", "whole_query"}
     assert list_noise().notna().all(axis=None)
+
+
+def test_close_cases_go_wrong_most():
+    "Titles with half of the query's words; and the odds fall on both sides of the boundary."
+    rng = np.random.default_rng(0)
+    words = [f"word{i}" for i in range(40)]
+    shares = rng.integers(0, 5, 2000)
+    asked = [list(rng.choice(words, 4, replace=False)) for _ in shares]
+    table = pd.DataFrame({"sample_id": range(2000), "query_id": np.arange(2000) // 10, "query": map(" ".join, asked), "item_id": range(2000),
+                          "item_text": [" ".join(["超长", *query[:share]]) for query, share in zip(asked, shares)], "label": (shares > 2).astype(int), "gain": (shares > 2).astype(float), "split": "train"})
+    planted, ledger = plant(table, "feature_dependent", 0.2, seed=1)
+    wrong = table["sample_id"].isin(ledger.index).groupby(shares).mean()
+    assert wrong.idxmax() in (2, 3) and wrong[0] < wrong.max() / 3 and (ledger["gain_after"] == 1 - ledger["gain_before"]).all()
+    assert list(text_match(["不锈钢 杯", "a"], ["不锈钢杯 500ML", "xyz"])) == [0.5, 0.0]
