@@ -534,6 +534,18 @@ def test_a_wrong_result_is_refused(evidence):
             score(evidence, one)
 
 
+@pytest.mark.parametrize("engine", ["local", "threads"])
+def test_progress_silences_bars_however_deep(evidence, engine, capsys):
+    @contract.estimator(family="example", source="none", register=False, additive_over={"train"})
+    def slow(y):
+        return np.array([value for value in contract.progress_bar(y, desc="deep inside")])
+
+    score(evidence, slow, engine=engine, progress=False)
+    assert not capsys.readouterr().err
+    score(evidence, slow, engine=engine)
+    assert "deep inside" in capsys.readouterr().err
+
+
 def test_a_taken_name_is_an_error_and_the_same_source_is_not():
     def declare():
         def random(y):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Array', 'logger', 'KINDS', 'PARTS', 'ESTIMATORS', 'HIDDEN', 'BLOCK_CELLS', 'Need', 'read_signature', 'Part',
            'Estimator', 'part', 'estimator', 'Evidence', 'has', 'find', 'gather', 'evidence_from_samples', 'cut',
-           'block_bounds', 'query_blocks', 'find_estimator', 'score', 'explain', 'explain_query', 'score_new', 'Probe',
-           'estimate_cost', 'example_evidence']
+           'block_bounds', 'query_blocks', 'progress_bar', 'shows_bars', 'find_estimator', 'score', 'explain',
+           'explain_query', 'score_new', 'Probe', 'estimate_cost', 'example_evidence']
 
 # %% ../../nbs/04_importance/00_estimators.ipynb #2448fa07
 import inspect
@@ -17,9 +17,10 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import partial
+from functools import partial, wraps
 
 import numpy as np
 import pandas as pd
@@ -378,6 +379,33 @@ def query_blocks(
     return blocks
 
 # %% ../../nbs/04_importance/00_estimators.ipynb #75493864
+_bars_shown: ContextVar[bool] = ContextVar("bars shown", default=True)
+
+
+def progress_bar(
+    over: Iterable | None = None,  # what to go through; None for a bar that is moved by hand
+    *,
+    worth: bool = True,  # whether it will take long enough to be worth a bar
+    **how,  # tqdm's: desc, total, unit
+) -> tqdm:
+    "A progress bar, unless the call that all this runs in was told to show none."
+    return tqdm(over, disable=not (worth and _bars_shown.get()), leave=False, **how)
+
+
+def shows_bars(function: Callable) -> Callable:
+    "Let a function's own `progress` decide about all bars below it."
+
+    @wraps(function)
+    def called(*arguments, progress: bool = True, **named):
+        before = _bars_shown.set(progress and _bars_shown.get())
+        try:
+            return function(*arguments, progress=progress, **named)
+        finally:
+            _bars_shown.reset(before)
+
+    return called
+
+# %% ../../nbs/04_importance/00_estimators.ipynb #6ac0141f
 def find_estimator(name: str | Callable) -> Estimator:
     "The registered estimator of that name, or the one that a decorated function carries."
     if callable(name):
@@ -402,15 +430,15 @@ def _check_fit(evidence: Evidence, chosen: Estimator, settings: Mapping[str, obj
         raise DataError(f"{chosen.name} needs {', '.join(missing)}, which this evidence does not hold", mend=_advice(missing))
 
 
-def _whole_sum(evidence: Evidence, chosen: Estimator, settings: Mapping, engine: str, progress: bool) -> Array:
+def _whole_sum(evidence: Evidence, chosen: Estimator, settings: Mapping, engine: str) -> Array:
     "An estimator's result over all rows, block by block, not yet divided by M."
     arguments = gather(evidence, chosen.need, chosen.name)
     run = partial(_run_block, chosen, arguments, settings, evidence.n)
     workers = (os.cpu_count() or 1) if engine == "threads" else 1
     blocks = block_bounds(evidence, chosen, workers)
     with ThreadPoolExecutor(workers) as pool:
-        results = pool.map(run, blocks) if engine == "threads" else map(run, blocks)
-        results = tqdm(results, total=len(blocks), desc=chosen.name, disable=not progress or len(blocks) < 4, leave=False)
+        results = pool.map(lambda within, block: within.run(run, block), [copy_context() for _ in blocks], blocks) if engine == "threads" else map(run, blocks)
+        results = progress_bar(results, total=len(blocks), desc=chosen.name, worth=len(blocks) >= 4)
         if blocks[0][0] == "train":
             return np.concatenate(list(results))
         total = np.zeros(evidence.n)
@@ -431,7 +459,7 @@ def _run_block(chosen: Estimator, arguments: Mapping, settings: Mapping, n: int,
         raise ValueError(f"estimator {chosen.name!r} returned {len(wrong):,} values that are NaN or infinite, first at row {wrong[0]} of {expected[0]:,}")
     return values
 
-# %% ../../nbs/04_importance/00_estimators.ipynb #6ac0141f
+# %% ../../nbs/04_importance/00_estimators.ipynb #2109f483
 def _divisor(evidence: Evidence, chosen: Estimator) -> float:
     "What a sum over trusted rows is divided by."
     if "valid" not in chosen.additive_over:
@@ -439,6 +467,7 @@ def _divisor(evidence: Evidence, chosen: Estimator) -> float:
     return float(len(evidence.query_bounds) - 1 if chosen.over == "queries" else evidence.m) or 1.0
 
 
+@shows_bars
 def score(
     evidence: Evidence,
     names: str | Callable | Iterable[str | Callable],  # estimators, by name or as decorated functions
@@ -461,7 +490,7 @@ def score(
     for one in chosen:  # refuse before the first long computation, not after it
         _check_fit(evidence, one, settings.get(one.name, {}))
     table = pd.DataFrame(index=pd.Index(evidence.sample_ids, name="sample_id"))
-    for one in tqdm(chosen, desc="scoring", disable=not progress or len(chosen) < 2, leave=False):
+    for one in progress_bar(chosen, desc="scoring", worth=len(chosen) > 1):
         draws = "seed" in one.need.settings
         runs = []
         for repeat in range(repeats if draws else 1):
@@ -469,7 +498,7 @@ def score(
             if draws:
                 own.setdefault("seed", seed) if repeat == 0 else own.update(seed=stable_hash(own.get("seed", seed), repeat) % 2**32)
             began = time.perf_counter()
-            runs.append(_whole_sum(evidence, one, own, engine, progress) / _divisor(evidence, one))
+            runs.append(_whole_sum(evidence, one, own, engine) / _divisor(evidence, one))
             logger.debug("%s took %.2f s", one.name, time.perf_counter() - began)
         table[one.name] = np.mean(runs, axis=0)
         if draws and repeats > 1:
@@ -477,6 +506,7 @@ def score(
     return table
 
 # %% ../../nbs/04_importance/00_estimators.ipynb #1106347d
+@shows_bars
 def explain(
     evidence: Evidence,
     name: str | Callable,
@@ -501,13 +531,14 @@ def explain(
         arguments = cut(arguments, "train", rows)
     bounds = evidence.query_bounds
     terms = np.empty((len(rows), len(bounds) - 1))
-    for query in tqdm(range(len(bounds) - 1), desc=f"explaining {chosen.name}", disable=not progress or len(bounds) < 200, leave=False):
+    for query in progress_bar(range(len(bounds) - 1), desc=f"explaining {chosen.name}", worth=len(bounds) >= 200):
         values = _run_block(chosen, arguments, settings or {}, len(rows) if alone else evidence.n, ("valid", slice(bounds[query], bounds[query + 1])))
         terms[:, query] = values if alone else values[rows]
     queries = pd.Index(evidence.valid["query_id_valid"][bounds[:-1]], name="query_id")
     return pd.DataFrame(terms / _divisor(evidence, chosen), index=wanted.rename("sample_id"), columns=queries)
 
 # %% ../../nbs/04_importance/00_estimators.ipynb #39371e0d
+@shows_bars
 def explain_query(
     evidence: Evidence,
     name: str | Callable,
@@ -515,6 +546,7 @@ def explain_query(
     *,
     most: int = 10,  # rows at each end
     settings: Mapping[str, object] | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:  # index sample_id, column `effect`, most helpful first
     "The training rows that help one trusted query most, and those that hurt it most."
     chosen = find_estimator(name)
@@ -530,6 +562,7 @@ def explain_query(
     return pd.concat([table.iloc[:most], table.iloc[max(most, len(table) - most) :]]).to_frame()
 
 # %% ../../nbs/04_importance/00_estimators.ipynb #4c502541
+@shows_bars
 def score_new(
     evidence: Evidence,  # fitted on the old rows
     samples: pd.DataFrame,  # new rows of the sample table; their split is not looked at
@@ -585,12 +618,14 @@ class Probe:
     mb: float
 
 
+@shows_bars
 def estimate_cost(
     evidence: Evidence,
     names: str | Callable | Iterable[str | Callable],
     *,
     probe: int = 1000,  # training rows of the smaller sample
     seed: int = 0,
+    progress: bool = True,
 ) -> pd.DataFrame:  # columns: name, kind (part or estimator), seconds, mb
     "Seconds and peak memory that scoring would take, predicted from two small samples."
     chosen = [find_estimator(name) for name in ([names] if isinstance(names, str) or callable(names) else names)]

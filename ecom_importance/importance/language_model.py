@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 from scipy.special import entr
-from tqdm.std import tqdm
 
 from ..features import TOKEN_BUDGETS, Encoder, check_texts, import_torch, load_encoder, plan_batches
 from . import learned  # registers parts named below
-from .estimators import Array, estimator, part
+from .estimators import Array, estimator, part, progress_bar
 from .heads import log_losses
 from ..samples import DataError
 
@@ -165,7 +164,7 @@ def attention_flow(
     tokens = pair_tokens(encoder, list(place), max_tokens)
     budget = token_budget or min(TOKEN_BUDGETS.get(encoder.device.split(":")[0], 1024), 8192)  # the matrices grow with tokens squared
     values = np.empty(len(place))
-    with tqdm(total=len(place), desc="attention", unit=" pairs", leave=False, disable=len(place) < 1000) as bar:
+    with progress_bar(total=len(place), desc="attention", unit=" pairs", worth=len(place) >= 1000) as bar:
         for batch in plan_batches(np.array([len(ids) for ids, _, _ in tokens]), budget):
             values[batch] = attend(encoder, [tokens[row] for row in batch], layers)
             bar.update(len(batch))

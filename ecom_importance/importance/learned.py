@@ -20,9 +20,8 @@ import numpy as np
 import pandas as pd
 from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit, softmax
-from tqdm.std import tqdm
 
-from .estimators import Array, estimator, part
+from .estimators import Array, estimator, part, progress_bar
 from .heads import INTERCEPT_RIDGE, ClassHead, Head, fit_head, log_losses
 from ..samples import DataError, QueryClusters, stable_hash
 
@@ -294,7 +293,7 @@ def _grow_forests(x: Array, grade: Array, fold: Array, tie_order: Array, trees: 
 
     found = list(rows_of_others(fold, tie_order, len(x)))
     forests = {}
-    for one, others in tqdm(found, desc="growing forests", leave=False, disable=len(x) < 2000):
+    for one, others in progress_bar(found, desc="growing forests", worth=len(x) >= 2000):
         forest = RandomForestClassifier(trees, max_depth=depth, min_samples_leaf=leaf, max_samples=min(rows, len(others)), random_state=stable_hash("forest", seed=seed) % 2**32)
         forests[one] = forest.fit(x[others], grade[others])
     return forests

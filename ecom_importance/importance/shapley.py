@@ -14,9 +14,8 @@ from math import comb
 
 import numpy as np
 from scipy.special import expit
-from tqdm.std import tqdm
 
-from .estimators import Array, estimator, part
+from .estimators import Array, estimator, part, progress_bar
 from .heads import Head, fit_head
 from .learned import LeftOut
 from ..samples import DataError, stable_hash
@@ -272,7 +271,7 @@ def weighted_knn_shapley(
     n = len(x)
     agreement_with = agreement_by_label(y[np.argsort(tie_order, kind="stable")], y_valid)
     total = np.zeros(n)
-    with tqdm(total=len(x_valid), desc="weighted_knn_shapley", leave=False, disable=n * len(x_valid) < 10**6) as bar:
+    with progress_bar(total=len(x_valid), desc="weighted_knn_shapley", worth=n * len(x_valid) >= 10**6) as bar:
         for start, keys in sorted_blocks(x, tie_order, x_valid):
             squared = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32).astype(np.float64)
             places = (keys & LOWER).view(np.int64)
@@ -304,7 +303,7 @@ def refitted_heads(
     if not 2 <= len(x) <= REFITS:
         raise DataError(f"{len(x):,} training rows, a head for each", expected=f"from 2 to {REFITS:,} rows", mend="leave `exact` out: the Newton step needs no fits")
     thetas, counts, wide = np.empty((len(x), x.shape[1] + 1)), np.ones(len(x)), np.asarray(x, float)
-    for row in tqdm(range(len(x)), desc="heads without a row", leave=False, disable=len(x) < 500):
+    for row in progress_bar(range(len(x)), desc="heads without a row", worth=len(x) >= 500):
         counts[row] = 0
         own = fit_head(wide, y, ridge=head.ridge, weights=counts, start=head, tolerance=1e-15)
         thetas[row] = np.r_[own.weights, own.intercept]
