@@ -56,14 +56,17 @@ def test_values_are_those_of_a_plain_loop():
             assert values[i] == pytest.approx((1 - apart if soft else apart < 0.5).mean())
 
 
-def test_a_row_in_every_bag_is_judged_out_of_fold():
+def test_every_row_is_left_out_of_a_bag():
+    for bags in (2, 3, 10):
+        counts = bag_counts(np.arange(3000), bags, seed=1)
+        assert (counts == 0).any(axis=1).all() and (counts > 0).any(axis=0).all()
     made, _ = example_evidence(200, 40, d=4)
-    one = Evidence(dict(made.train), {}, settings={"bagged_heads": {"bags": 1}})
-    values, inside = score(one, "data_oob")["data_oob"].to_numpy(), bag_counts(made.sample_ids, 1)[:, 0] > 0
-    assert inside.any() and not inside.all()
-    np.testing.assert_allclose(values[inside], (1 - np.abs(find(one, "oof") - made.train["y"]))[inside])
-    with pytest.raises(ValueError, match="bags is 0"):
-        score(Evidence(dict(made.train), {}, settings={"bagged_heads": {"bags": 0}}), "data_oob")
+    few = Evidence(dict(made.train), {}, settings={"bagged_heads": {"bags": 2}})
+    counts, told = bag_counts(made.sample_ids, 2), find(few, "bagged_heads")[0].predict(made.train["x"])
+    expected = [np.mean(1 - np.abs(made.train["y"][i] - told[i, counts[i] == 0])) for i in range(200)]
+    np.testing.assert_allclose(score(few, "data_oob")["data_oob"], expected)
+    with pytest.raises(ValueError, match="bags is 1"):
+        score(Evidence(dict(made.train), {}, settings={"bagged_heads": {"bags": 1}}), "data_oob")
 
 
 def test_seeds_differ_by_about_the_standard_error():

@@ -36,12 +36,15 @@ def bag_counts(
     bags: int = 100,
     seed: int = 0,
 ) -> Array:  # (N, bags) uint8
-    "How often each row is drawn into each bag: Poisson with mean 1, by the hash of its name."
+    "How often each row is drawn into each bag: Poisson with mean 1, by the hash of its name; from two bags on, at least one leaves the row out."
     names = np.fromiter((stable_hash("bag", name, seed=seed) % 2**64 for name in sample_id), np.uint64, len(sample_id))
     with np.errstate(over="ignore"):
         keys = names[:, None] + np.arange(1, bags + 1, dtype=np.uint64) * GOLDEN
     uniform = (_mix(keys) >> np.uint64(11)) * 2.0**-53
-    return np.searchsorted(poisson.cdf(np.arange(20), 1), uniform, side="right").astype(np.uint8)
+    counts = np.searchsorted(poisson.cdf(np.arange(20), 1), uniform, side="right").astype(np.uint8)
+    everywhere = np.flatnonzero(counts.all(axis=1))
+    counts[everywhere, (names[everywhere] % np.uint64(bags)).astype(int)] = 0
+    return counts
 
 # %% ../../nbs/04_importance/02_bagged.ipynb #31dbab82
 BAG_ROWS = 16_384  # rows of vectors looked at together
@@ -116,8 +119,8 @@ def bagged_heads(
     bags: int = 100,
 ) -> Seeded:
     "For each seed the heads of all bags."
-    if bags < 1:
-        raise ValueError(f"bags is {bags}; expected at least 1")
+    if bags < 2:
+        raise ValueError(f"bags is {bags}; expected at least 2, so that every row is left out of one")
     return Seeded(partial(_fit_seed, x, y, sample_id, head, bags))
 
 
@@ -131,7 +134,6 @@ def data_oob(
     y: Array,  # (N,) given gain
     sample_id: Array,  # (N,)
     own_row: Array,  # (N,) which training row each is; −1 for a row that no bag has seen
-    oof: Array,  # (N,) gain predicted out of fold, for rows that every bag has drawn
     bagged_heads: Seeded,
     *,
     soft: bool = True,  # the label's probability; False: whether the prediction is right
@@ -144,8 +146,7 @@ def data_oob(
         rows = slice(start, start + BAG_ROWS)
         left_out = (bag_counts(sample_id[rows], bags.thetas.shape[1], seed) == 0) | (own_row[rows] < 0)[:, None]
         agreement = _agreement(y[rows, None], bags.predict(x[rows]), soft)
-        times = left_out.sum(axis=1)
-        values[rows] = np.where(times, (agreement * left_out).sum(axis=1) / np.maximum(times, 1), _agreement(y[rows], oof[rows], soft))
+        values[rows] = (agreement * left_out).sum(axis=1) / left_out.sum(axis=1)
     return values
 
 
