@@ -449,7 +449,7 @@ def one_query(samples):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("case", ["one row", "all ones", "one query", "constant vectors", "duplicated rows", "one trusted row"])
+@pytest.mark.parametrize("case", ["one row", "all ones", "one query", "constant vectors", "duplicated rows", "one trusted row", "fewer rows than neighbours", "nothing relevant", "queries of one row"])
 def test_hard_input_gives_a_value_or_a_reason(name, case):
     samples, x = make_samples()
     train = (samples["split"] == "train").to_numpy()
@@ -467,13 +467,20 @@ def test_hard_input_gives_a_value_or_a_reason(name, case):
         samples.loc[rows, ["query", "query_id", "gain"]] = samples.loc[rows[::2].repeat(2)[: len(rows)], ["query", "query_id", "gain"]].to_numpy()
         samples["gain"] = samples["gain"].astype(float)
         x[rows] = x[rows[::2].repeat(2)[: len(rows)]]
+    elif case == "fewer rows than neighbours":
+        keep = ~train | (np.cumsum(train) <= 4)
+        samples, x = samples[keep].reset_index(drop=True), x[keep]
+    elif case == "nothing relevant":
+        samples.loc[~train, "gain"] = 0.0
+    elif case == "queries of one row":
+        samples = samples.assign(query_id=np.arange(len(samples)), query=[f"杯 {i}" for i in range(len(samples))])
     else:
         keep = train | (np.cumsum(~train) == 1)
         samples, x = samples[keep].reset_index(drop=True), x[keep]
     try:
         values = scores_of(evidence_of(samples, x), name)[name]
     except DataError as error:
-        assert case in ("one row", "one query", "one trusted row") and "quer" in str(error), error
+        assert case in ("one row", "one query", "one trusted row", "fewer rows than neighbours") and "quer" in str(error), error
     else:
         assert np.isfinite(values).all()
 
