@@ -24,7 +24,7 @@ BY_TRAIN = [name for name in NAMES if "train" in ESTIMATORS[name].additive_over]
 
 
 # Cheaper settings for what is slow by nature, in the tests over the whole registry: estimator or part → setting → value.
-CHEAP: dict[str, dict] = {"selectors": {"steps": 60}}
+CHEAP: dict[str, dict] = {"selectors": {"steps": 60}, "row_walks": {"permutations": 10}, "banzhaf": {"samples": 300}, "query_owen": {"permutations": 6}}
 
 
 def make_samples(n=240, m=60, d=6, levels=2, seed=0) -> tuple[pd.DataFrame, np.ndarray]:
