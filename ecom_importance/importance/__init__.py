@@ -9,7 +9,7 @@ __all__ = ['list_estimators', 'uses_trusted_rows', 'Evidence', 'estimate_cost', 
 # %% ../../nbs/04_importance/99_registry.ipynb #38a8cec3
 import pandas as pd
 
-from . import bagged, dynamics, gradient, graph, in_run, language_model, learned, ranking, reinforced, sampled, shapley, statistical, top_layers, transport
+from . import bagged, dynamics, gradient, graph, in_run, language_model, learned, ranking, reinforced, sampled, shapley, statistical, subsets, top_layers, transport
 from .estimators import ESTIMATORS, KINDS, PARTS, Evidence, estimate_cost, estimator, explain, explain_query, find, part, score, score_new
 from .rollups import importance_by
 
