@@ -14,7 +14,7 @@ from ecom_importance.importance import Evidence, estimate_cost, explain, explain
 from ecom_importance.importance import estimators as contract
 from ecom_importance.importance import heads
 from ecom_importance.importance.estimators import ESTIMATORS, PARTS, cut, gather, part
-from ecom_importance.importance.heads import choose_ridge, fit_head, log_losses
+from ecom_importance.importance.heads import choose_ridge, fit_head, log_losses, trusted_head
 from ecom_importance.importance.shapley import knn_shapley, share_out
 from ecom_importance.samples import DataError
 
@@ -656,3 +656,14 @@ def test_ridge_grows_with_noise():
     fold = np.arange(400) % 5
     noisy = np.where(rng.random(400) < 0.4, 1 - y, y)
     assert choose_ridge(x, noisy, fold) > choose_ridge(x, y, fold)
+
+
+def test_trusted_queries_that_fall_into_one_fold_are_folds_of_their_own():
+    "Three queries are drawn into one fold of five once in 25 times; a head of them can be had all the same."
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 3)), (rng.random(12) < 0.5).astype(float)
+    names = np.repeat(["a", "b", "c"], 4)
+    head = trusted_head(x, y, np.zeros(12, int), names)
+    assert head.ridge == choose_ridge(x, y, np.repeat([0, 1, 2], 4))
+    with pytest.raises(DataError, match="one cluster"):
+        trusted_head(x, y, np.zeros(12, int), np.repeat("a", 12))

@@ -13,9 +13,8 @@ from scipy import optimize, special
 from scipy import stats as sps
 
 from ecom_importance.samples import DataError, stable_hash
-from ecom_importance.weighting import (
-    WAYS, apply_weights, check_scores, check_weights, effective_sample_size, fill_to_mean_one, log_top_fraction, mean_rank, weigh,
-)
+from ecom_importance.weighting import WAYS, apply_weights, check_scores, check_weights, effective_sample_size, mean_rank, weigh
+from ecom_importance.weighting.weights import fill_to_mean_one, log_top_fraction
 
 quick = settings(max_examples=40, deadline=None)
 # A few levels, so that ties are frequent, beside numbers of every size.

@@ -413,12 +413,14 @@ def trusted_head(
     x_valid: Array,
     y_valid: Array,
     fold_valid: Array,
+    query_id_valid: Array = None,
     *,
     ridge: float | None = None,  # λ; None chooses it by the out-of-fold log loss of the trusted rows
 ) -> Head | ClassHead:
     "The head of the trusted rows alone."
     if ridge is None:
-        ridge = choose_ridge(x_valid, y_valid, fold_valid)
+        crowded = query_id_valid is not None and len(np.unique(fold_valid)) == 1
+        ridge = choose_ridge(x_valid, y_valid, np.unique(np.asarray(query_id_valid, str), return_inverse=True)[1] if crowded else fold_valid)
     return fit_head(x_valid, y_valid, ridge=ridge)
 
 # %% ../../nbs/04_importance/00_heads.ipynb #779eef81
