@@ -4,8 +4,7 @@ import pandas as pd
 import pytest
 
 from ecom_importance.evaluation import RankingMetric, compare
-from ecom_importance.finetuning.arms import (Arm, auto, choose_arm, draw_training_queries, halve_select, judge, make_arms, run_trial, tabulate_arms, train_arm,
-                                             weigh_by_grade)
+from ecom_importance.finetuning.arms import (Arm, auto, choose_arm, draw_training_queries, halve_select, judge, make_arms, run_trial, tabulate_arms, train_arm)
 from ecom_importance.samples import DataError
 
 METRIC = RankingMetric("ndcg", k=5, min_items=4)
@@ -164,9 +163,12 @@ def test_rows_without_weight_are_not_learned_from():
 
 def test_each_grade_keeps_its_share():
     rng = np.random.default_rng(0)
-    scores, grade = pd.Series(rng.normal(size=300), index=range(300)), pd.Series(np.repeat([0, 1], [270, 30]), index=range(300))
-    kept = weigh_by_grade(scores - 10 * grade, grade, "top_fraction", fraction=0.5) > 0
-    assert kept[grade == 0].sum() == 135 and kept[grade == 1].sum() == 15
+    samples = pd.DataFrame({"sample_id": range(300), "split": "train"})
+    grade = pd.Series(np.repeat([0, 1], [270, 30]), index=range(300))
+    arms = make_arms(samples, pd.DataFrame({"loss": rng.normal(size=300) - 10 * grade}), grade, keep=(0.5,))
+    kept = next(arm for arm in arms if "of each grade" in arm.name).weights
+    assert (kept[grade == 0] > 0).sum() == 135 and (kept[grade == 1] > 0).sum() == 15
+    np.testing.assert_allclose(kept.groupby(grade).mean(), 1)
 
 
 def test_splits_are_halved_and_drawn_by_cluster():

@@ -13,7 +13,7 @@ from scipy import optimize, special
 from scipy import stats as sps
 
 from ecom_importance.samples import DataError, stable_hash
-from ecom_importance.weighting import WAYS, apply_weights, check_scores, check_weights, effective_sample_size, mean_rank, weigh
+from ecom_importance.weighting import WAYS, apply_weights, check_scores, check_weights, effective_sample_size, inverse_propensity, mean_rank, times, weigh
 from ecom_importance.weighting.weights import fill_to_mean_one, log_top_fraction
 
 quick = settings(max_examples=40, deadline=None)
@@ -233,7 +233,7 @@ def queried(draw):
 @given(queried(), st.sampled_from([("rank", {}), ("softmax", {}), ("top_fraction", {"fraction": 0.3})]), st.sampled_from(["proportional", "equal"]), st.sampled_from([0, 0.2]))
 def test_balances_give_each_query_its_total(pair, choice, balance, floor):
     scores, query = pair
-    weights = weigh(scores, choice[0], **choice[1], balance=balance, query_id=query, floor=floor)
+    weights = weigh(scores, choice[0], **choice[1], balance=balance, group=query, floor=floor)
     totals, sizes = weights.groupby(query).sum(), query.value_counts()
     expected = sizes if balance == "proportional" else sizes * 0 + len(scores) / len(sizes)
     np.testing.assert_allclose(totals, expected[totals.index], rtol=1e-12)
@@ -248,7 +248,7 @@ def test_balances_give_each_query_its_total(pair, choice, balance, floor):
 @given(queried(), st.floats(0.01, 1))
 def test_within_query_every_query_keeps_its_share(pair, fraction):
     scores, query = pair
-    kept = weigh(scores, "top_fraction", fraction=fraction, within="query", query_id=query) > 0
+    kept = weigh(scores, "top_fraction", fraction=fraction, within="group", group=query) > 0
     for name, size in query.value_counts().items():
         alone = weigh(scores[query == name], "top_fraction", fraction=fraction) > 0
         assert (kept[query == name] == alone).all() and alone.sum() == max(math.ceil(round(fraction * size, 6)), 1)
@@ -257,38 +257,38 @@ def test_within_query_every_query_keeps_its_share(pair, fraction):
 def test_where_rows_are_compared():
     scores = series([9, 8, 7, 2, 1])
     query = pd.Series(list("aaabb"), index=scores.index)
-    np.testing.assert_allclose(weigh(scores, within="query", query_id=query), np.array([5 / 3, 1, 1 / 3, 1.5, 0.5]))
-    assert (weigh(scores, within="query", query_id=query, balance="proportional") == weigh(scores, query_id=query, balance="proportional")).all()
-    everywhere = weigh(scores, within="all", query_id=query, balance="proportional")
+    np.testing.assert_allclose(weigh(scores, within="group", group=query), np.array([5 / 3, 1, 1 / 3, 1.5, 0.5]))
+    assert (weigh(scores, within="group", group=query, balance="proportional") == weigh(scores, group=query, balance="proportional")).all()
+    everywhere = weigh(scores, within="all", group=query, balance="proportional")
     np.testing.assert_allclose(everywhere, [9 / 7, 1, 5 / 7, 1.5, 0.5])  # ranks 4.5, 3.5, 2.5, 1.5, .5 of five
-    softly = weigh(scores, "softmax", temperature=1.0, within="query", query_id=query)
+    softly = weigh(scores, "softmax", temperature=1.0, within="group", group=query)
     np.testing.assert_allclose(softly, np.concatenate([special.softmax([9, 8, 7]) * 3, special.softmax([2, 1]) * 2]))
-    assert weigh(scores, "threshold", at=2, query_id=query, balance="equal").tolist() == pytest.approx([5 / 6] * 3 + [2.5, 0])
+    assert weigh(scores, "threshold", at=2, group=query, balance="equal").tolist() == pytest.approx([5 / 6] * 3 + [2.5, 0])
 
 
 def test_a_balance_needs_a_row_of_every_query():
     scores = series([9, 8, 7, 2, 1])
     query = pd.Series(list("aaabb"), index=scores.index)
-    with pytest.raises(DataError, match=r"in 1 of 2 groups \('b'\).*within='query'"):
-        weigh(scores, "threshold", at=5, query_id=query, balance="equal")
+    with pytest.raises(DataError, match=r"in 1 of 2 groups \('b'\).*within='group'"):
+        weigh(scores, "threshold", at=5, group=query, balance="equal")
 
 
 def test_query_ids_may_know_more_rows_and_another_order():
     scores = series([9, 8, 7, 2, 1])
     query = pd.Series(list("xbabaa"), index=["other", "s4", "s2", "s3", "s0", "s1"])
     straight = pd.Series(list("aaabb"), index=scores.index)
-    assert weigh(scores, query_id=query, balance="equal").equals(weigh(scores, query_id=straight, balance="equal"))
+    assert weigh(scores, group=query, balance="equal").equals(weigh(scores, group=straight, balance="equal"))
 
 
 @pytest.mark.parametrize(("query", "words"), [
-    (None, "query_id is missing"), (list("aaabb"), "query_id is a list"),
-    (pd.Series(list("aaab"), index=["s0", "s1", "s2", "s3"]), "1 scored rows have no query; sample_id 's4'"),
+    (None, "group is missing"), (list("aaabb"), "group is a list"),
+    (pd.Series(list("aaab"), index=["s0", "s1", "s2", "s3"]), "1 scored rows have no group; sample_id 's4'"),
     (pd.Series([*"aaa", None, "b"], index=["s0", "s1", "s2", "s3", "s4"]), "sample_id 's3'"),
     (pd.Series(list("aaabbb"), index=["s0", "s1", "s2", "s3", "s4", "s4"]), "share their sample_id"),
 ])
 def test_query_ids_that_cannot_be_used(query, words):
     with pytest.raises(DataError, match=words):
-        weigh(series([9, 8, 7, 2, 1]), query_id=query, balance="equal")
+        weigh(series([9, 8, 7, 2, 1]), group=query, balance="equal")
 
 
 # ---- bad and odd input --------------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def test_equal_scores_give_uniform_weights_and_a_warning(caplog):
     ("softmax", {"temprature": 1}, "no setting 'temprature'.*did you mean 'temperature'"), ("rank", {"flor": 0.1}, "did you mean 'floor'"),
     ("rank", {"temperature": 1}, "no setting 'temperature'"), ("sofmax", {}, "did you mean 'softmax'"), (3, {}, "no way of weighting named 3"),
     ("rank", {"balance": "even"}, "balance is 'even'"), ("rank", {"within": "session"}, "within is 'session'"),
-    ("threshold", {"at": 0, "within": "query"}, "compares a row with a number"), ("rank", {"query_id": pd.Series(dtype=object)}, "nothing uses it"),
+    ("threshold", {"at": 0, "within": "group"}, "compares a row with a number"), ("rank", {"group": pd.Series(dtype=object)}, "nothing uses it"),
 ])
 def test_settings_that_cannot_be_used(how, chosen, words):
     with pytest.raises(DataError, match=words):
@@ -455,8 +455,70 @@ def test_many_rows_keep_the_mean_exact():
     rng = np.random.default_rng(0)
     scores = pd.Series(rng.standard_cauchy(200_000))
     query = pd.Series(rng.integers(0, 20_000, 200_000))
-    for settings_ in ({}, {"how": "softmax", "floor": 0.1, "ceiling": 3}, {"how": "top_fraction", "fraction": 0.1, "floor": 0.1}, {"balance": "equal", "query_id": query, "floor": 0.2, "ceiling": 1.8}):
+    for settings_ in ({}, {"how": "softmax", "floor": 0.1, "ceiling": 3}, {"how": "top_fraction", "fraction": 0.1, "floor": 0.1}, {"balance": "equal", "group": query, "floor": 0.2, "ceiling": 1.8}):
         assert abs(weigh(scores, **settings_).mean() - 1) < 1e-12
     twos = np.repeat([0.0, np.log(0.1)], 100_000)
     assert abs(fill_to_mean_one(twos).mean() - 1) < 1e-14
     assert (log_top_fraction(scores, np.zeros(200_000), fraction=0.25) == 0).sum() == 50_000
+
+
+# ---- exposure -----------------------------------------------------------------------------------------------------
+
+def log(**columns) -> pd.DataFrame:
+    return pd.DataFrame({"sample_id": list("abcd"), "split": "train", "propensity": [1.0, 0.5, 0.05, 0.2], "gain": [1.0, 1.0, 0.5, 0.0]} | columns)
+
+
+def test_clicks_weigh_the_inverse_of_their_propensity():
+    weights = inverse_propensity(log(), clip=0.1)
+    np.testing.assert_allclose(weights, np.array([1, 2, 10, 1]) / 3.5)
+    assert weights.attrs["clip_rate"] == pytest.approx(1 / 3) and weights.index.name == "sample_id"
+    np.testing.assert_allclose(inverse_propensity(log(), clip=1), 1)
+    np.testing.assert_allclose(inverse_propensity(log(gain=0.0)), 1)
+
+
+def test_only_training_rows_and_only_clicks_need_a_propensity():
+    table = log(split=["train", "train", "test", "train"], propensity=[1.0, 0.5, np.nan, np.nan])
+    np.testing.assert_allclose(inverse_propensity(table), np.array([1, 2, 1]) / (4 / 3))
+
+
+def test_weighted_clicks_are_unbiased():
+    "The share of relevant items by place, from clicks under the position-based model, against the truth."
+    rng = np.random.default_rng(1)
+    place, relevant = rng.integers(1, 6, 100_000), rng.random(100_000) < 0.4
+    clicks = relevant & (rng.random(100_000) < 1 / place)
+    weights = inverse_propensity(pd.DataFrame({"sample_id": range(100_000), "propensity": 1 / place, "gain": clicks.astype(float)}))
+    found = pd.Series(weights.to_numpy() * clicks).groupby(place).sum()
+    truth = pd.Series(relevant).groupby(place).sum()
+    np.testing.assert_allclose(found / found.sum(), truth / truth.sum(), rtol=0.05)
+
+
+@pytest.mark.parametrize(("table", "settings_", "words"), [
+    (log(), {"clip": 0}, "clip is 0"), (log(), {"clip": 1.5}, "clip is 1.5"),
+    (log().drop(columns="propensity"), {}, "no column propensity.*estimate_propensities"),
+    (log(propensity=[1, np.nan, 0.5, 1]), {}, "1 clicked rows have no propensity.*'b'"), (log(propensity=[1, 0.0, 1.5, 1]), {}, "2 clicked rows"),
+    (log(sample_id=list("abbc")), {}, "share their sample_id"), (log(split="test"), {}, "no training rows"),
+])
+def test_propensities_that_cannot_be_used(table, settings_, words):
+    with pytest.raises(DataError, match=words):
+        inverse_propensity(table, **settings_)
+
+
+@quick
+@given(st.lists(st.lists(st.floats(0.01, 10), min_size=6, max_size=6), min_size=1, max_size=3), st.permutations(range(6)))
+def test_the_product_of_factors(values, order):
+    factors = [pd.Series(each, index=list("abcdef")) / np.mean(each) for each in values]
+    product = times(*factors[:1], *[factor.iloc[order] for factor in factors[1:]])
+    raw = np.prod(values, axis=0)
+    np.testing.assert_allclose(product, raw / raw.mean(), rtol=1e-9)
+    assert list(product.index) == list("abcdef")
+
+
+@pytest.mark.parametrize(("factors", "words"), [
+    ([], "no weights to multiply"),
+    ([pd.Series([1.0, 1.0], index=["a", "b"]), pd.Series([1.0, 1.0], index=["a", "c"])], "no training row: 'c'"),
+    ([pd.Series([2.0, 0.0], index=["a", "b"]), pd.Series([0.0, 2.0], index=["a", "b"])], "above 0 in all factors"),
+    ([pd.Series([3.0, 1.0], index=["a", "b"])], "mean 2"),
+])
+def test_factors_that_have_no_product(factors, words):
+    with pytest.raises(DataError, match=words):
+        times(*factors)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Stack', 'fit_stack', 'mean_rank', 'stacked', 'WAYS', 'apply_weights', 'check_scores', 'check_weights',
-           'effective_sample_size', 'weigh']
+           'effective_sample_size', 'inverse_propensity', 'times', 'weigh']
 
 # %% ../../nbs/05_weighting/99_weighting.ipynb #26eeceaf
 from .combining import Stack, fit_stack, mean_rank, stacked
-from .weights import WAYS, apply_weights, check_scores, check_weights, effective_sample_size, weigh
+from .weights import WAYS, apply_weights, check_scores, check_weights, effective_sample_size, inverse_propensity, times, weigh
 
 # %% ../../nbs/05_weighting/99_weighting.ipynb #a50f50c3
-_all_ = ["Stack", "fit_stack", "mean_rank", "stacked", "WAYS", "apply_weights", "check_scores", "check_weights", "effective_sample_size", "weigh"]
+_all_ = ["Stack", "fit_stack", "mean_rank", "stacked", "WAYS", "apply_weights", "check_scores", "check_weights", "effective_sample_size", "inverse_propensity", "times", "weigh"]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOG', 'WAYS', 'estimator_columns', 'check_scores', 'relative_rank', 'log_rank', 'log_softmax', 'log_threshold',
-           'log_top_fraction', 'fill_to_mean_one', 'weigh', 'effective_sample_size', 'check_weights', 'apply_weights']
+           'log_top_fraction', 'fill_to_mean_one', 'weigh', 'effective_sample_size', 'check_weights', 'apply_weights',
+           'inverse_propensity', 'times']
 
 # %% ../../nbs/05_weighting/00_weights.ipynb #e7eb7144
 import difflib
@@ -195,7 +196,7 @@ def _check_bounds(log_weights: np.ndarray, codes: np.ndarray, names: pd.Index, f
         first = short[0]
         raise DataError(f"weights of mean 1 are not possible{whose}: {live[first]:.0f} of {size[first]:,} rows have a raw weight above 0, and at most {ceiling:g} each",
                         rows=np.flatnonzero(np.isin(codes, short)), expected="enough rows to carry the mean",
-                        mend="raise the ceiling, keep more rows, or with groups choose the rows within each of them (within='query')")
+                        mend="raise the ceiling, keep more rows, or with groups choose the rows within each of them (within='group')")
 
 # %% ../../nbs/05_weighting/00_weights.ipynb #c8c233e5
 def _solve(
@@ -250,17 +251,17 @@ def fill_to_mean_one(
     return np.where(at_floor, floor, np.where(at_ceiling, ceiling, between))
 
 # %% ../../nbs/05_weighting/00_weights.ipynb #917217e1
-def _query_codes(query_id: pd.Series | None, ids: pd.Index) -> np.ndarray:
-    "The query of each scored row."
-    if not isinstance(query_id, pd.Series):
-        raise DataError(f"query_id is {'missing' if query_id is None else 'a ' + type(query_id).__name__}", expected="a Series of query ids indexed by sample_id",
-                        mend="pass query_id=samples.set_index('sample_id')['query_id']")
-    _check_ids(query_id.index, "query ids")
-    known = query_id.reindex(ids)
+def _group_of(group: pd.Series | None, ids: pd.Index) -> np.ndarray:
+    "The group of each scored row."
+    if not isinstance(group, pd.Series):
+        raise DataError(f"group is {'missing' if group is None else 'a ' + type(group).__name__}", expected="a Series of group names (queries, behaviours, grades) indexed by sample_id",
+                        mend="pass group=samples.set_index('sample_id')['query_id']")
+    _check_ids(group.index, "group")
+    known = group.reindex(ids)
     if known.isna().any():
         rows = np.flatnonzero(known.isna())
-        raise DataError(f"{len(rows):,} scored rows have no query; sample_id {_named(ids[rows])}", column="query_id", rows=rows,
-                        expected="a query for each score", mend="index query_id by the same sample_id as the scores")
+        raise DataError(f"{len(rows):,} scored rows have no group; sample_id {_named(ids[rows])}", column=group.name, rows=rows,
+                        expected="a group for each score", mend="index group by the same sample_id as the scores")
     return known.to_numpy()
 
 # %% ../../nbs/05_weighting/00_weights.ipynb #fbe0786c
@@ -276,8 +277,8 @@ def _check_way(how: str, settings: dict) -> Callable:
     names = [p.name for p in parameters]
     unknown = [name for name in settings if name not in names]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], [*names, "floor", "ceiling", "query_id", "within", "balance"], 1)
-        raise DataError(f"how={how!r} has no setting {unknown[0]!r}", expected=f"{', '.join(names)}, or floor, ceiling, query_id, within, balance",
+        near = difflib.get_close_matches(unknown[0], [*names, "floor", "ceiling", "group", "within", "balance"], 1)
+        raise DataError(f"how={how!r} has no setting {unknown[0]!r}", expected=f"{', '.join(names)}, or floor, ceiling, group, within, balance",
                         mend=f"did you mean {near[0]!r}?" if near else None)
     missing = [p.name for p in parameters if p.default is p.empty and p.name not in settings]
     if missing:
@@ -295,31 +296,31 @@ def weigh(
     *,
     floor: float = 0.0,  # no weight below this, 0 … 1
     ceiling: float | None = None,  # no weight above this, at least 1; None = no bound
-    query_id: pd.Series | None = None,  # query of each row, indexed by `sample_id`; needed for within="query" and for a balance
-    within: str | None = None,  # "all" or "query": where scores are compared; None = "query" with a balance, else "all"
-    balance: str | None = None,  # "proportional": a query weighs its number of rows; "equal": all queries weigh the same
+    group: pd.Series | None = None,  # query, behaviour or grade of each row, indexed by `sample_id`; needed for within="group" and for a balance
+    within: str | None = None,  # "all" or "group": where scores are compared; None = "group" with a balance, else "all"
+    balance: str | None = None,  # "proportional": a group weighs its number of rows; "equal": all groups weigh the same
     **settings,  # of the way: rank power; softmax temperature; threshold at; top_fraction fraction, seed
 ) -> pd.Series:  # float64, indexed and ordered as the scores; mean 1, never negative
     "Weights of mean 1 from scores; `DataError` for scores, settings or bounds that give none."
     scores, way = check_scores(scores), _check_way(how, settings)
     compares = "group" in inspect.signature(way).parameters
-    for name, value, allowed in (("within", within, ("all", "query")), ("balance", balance, ("proportional", "equal"))):
+    for name, value, allowed in (("within", within, ("all", "group")), ("balance", balance, ("proportional", "equal"))):
         if value is not None and value not in allowed:
             raise DataError(f"{name} is {value!r}", expected=f"{allowed[0]!r}, {allowed[1]!r} or None")
-    if within == "query" and not compares:
+    if within == "group" and not compares:
         raise DataError(f"how={how!r} compares a row with a number, not with other rows", expected="within='all'", mend="leave within out, or use how='top_fraction'")
-    if query_id is not None and within != "query" and balance is None:
-        raise DataError("query_id is given, but nothing uses it", expected="within='query' or a balance", mend="say balance='proportional', balance='equal' or within='query', or leave query_id out")
+    if group is not None and within != "group" and balance is None:
+        raise DataError("group is given, but nothing uses it", expected="within='group' or a balance", mend="say balance='proportional', balance='equal' or within='group', or leave group out")
     if len(scores) > 1 and scores.min() == scores.max():
         LOG.warning("all %d scores are %g: weights made from them say nothing about the rows", len(scores), scores.iloc[0])
     alone = np.zeros(len(scores), np.int64)
-    query = _query_codes(query_id, scores.index) if within == "query" or balance else alone
-    compared = query if within == "query" or (balance and within is None) else alone
+    names = _group_of(group, scores.index) if within == "group" or balance else alone
+    compared = names if within == "group" or (balance and within is None) else alone
     log_weights = way(scores, compared, **settings) if compares else way(scores, **settings)
-    weights = fill_to_mean_one(log_weights, query if balance else None, floor=floor, ceiling=ceiling)
+    weights = fill_to_mean_one(log_weights, names if balance else None, floor=floor, ceiling=ceiling)
     if balance == "equal":
-        size = pd.Series(weights).groupby(query).transform("size").to_numpy()
-        weights *= len(weights) / (len(pd.unique(query)) * size)
+        size = pd.Series(weights).groupby(names).transform("size").to_numpy()
+        weights *= len(weights) / (len(pd.unique(names)) * size)
     return pd.Series(weights, index=scores.index, name="weight")
 
 # %% ../../nbs/05_weighting/00_weights.ipynb #95be71c6
@@ -385,3 +386,46 @@ def apply_weights(
         table = table[table["weight"] > 0]
         table = table.assign(weight=table["weight"] / table["weight"].mean())
     return table
+
+# %% ../../nbs/05_weighting/00_weights.ipynb #ac9d1d82
+def inverse_propensity(
+    samples: pd.DataFrame,  # `sample_id`, `propensity` in (0, 1], `gain`; where there is a `split`, its training rows are the ones that count
+    *,
+    clip: float = 0.1,  # smaller propensities are raised to this
+) -> pd.Series:  # float64, by `sample_id` of the training rows, mean 1; attrs["clip_rate"] is the share of clicked rows below `clip`
+    "The exposure factor: 1 / propensity where something was clicked, 1 elsewhere, scaled to mean 1. After Joachims et al. 2017, arXiv:1608.04468."
+    if not 0 < clip <= 1:
+        raise DataError(f"clip is {clip}", expected="above 0, at most 1", mend="0.1 lets a click count ten times at most; 1 switches the factor off")
+    for column in ("sample_id", "propensity", "gain"):
+        if column not in samples.columns:
+            raise DataError(f"the samples have no column {column}", column=column, mend="attach_propensities(samples, estimate_propensities(log)) gives propensities" if column == "propensity" else None)
+    table = samples[samples["split"] == "train"] if "split" in samples.columns else samples
+    if table.empty:
+        raise DataError("there are no training rows", column="split", expected="rows of split train")
+    ids = pd.Index(table["sample_id"], name="sample_id")
+    _check_ids(ids, "samples")
+    propensity, clicked = table["propensity"].to_numpy(float, na_value=np.nan), table["gain"].to_numpy(float) > 0
+    wrong = np.flatnonzero(clicked & ~((propensity > 0) & (propensity <= 1)))
+    if len(wrong):
+        raise DataError(f"{len(wrong):,} clicked rows have no propensity in (0, 1]; sample_id {_named(ids[wrong])}", column="propensity", rows=wrong, expected="a chance to be looked at", mend="estimate it for their positions, or leave these rows out")
+    factor = np.where(clicked, 1 / np.maximum(np.where(clicked, propensity, 1.0), clip), 1.0)
+    weights = pd.Series(factor / factor.mean(), index=ids, name="weight")
+    weights.attrs["clip_rate"] = float((propensity[clicked] < clip).mean()) if clicked.any() else 0.0
+    if weights.attrs["clip_rate"] > 0:
+        LOG.info("inverse_propensity: %.1f %% of the clicked rows were below clip=%g", 100 * weights.attrs["clip_rate"], clip)
+    return weights
+
+
+def times(
+    *factors: pd.Series,  # weights of the same rows, each indexed by `sample_id`, mean 1
+) -> pd.Series:  # float64, in the order of the first factor, mean 1
+    "The product of several weights, scaled to mean 1; `DataError` where they are about different rows, or leave none."
+    if not factors:
+        raise DataError("no weights to multiply", expected="at least one Series")
+    checked = [check_weights(factor) for factor in factors]
+    for other in checked[1:]:
+        _check_same_ids(checked[0].index, other.index, pd.Index([]))
+    product = np.prod([factor.reindex(checked[0].index).to_numpy() for factor in checked], axis=0)
+    if not product.any():
+        raise DataError("no row has a weight above 0 in all factors", expected="at least one", mend="give a factor a floor")
+    return pd.Series(product / product.mean(), index=checked[0].index, name="weight")
