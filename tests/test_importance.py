@@ -667,3 +667,9 @@ def test_trusted_queries_that_fall_into_one_fold_are_folds_of_their_own():
     assert head.ridge == choose_ridge(x, y, np.repeat([0, 1, 2], 4))
     with pytest.raises(DataError, match="one cluster"):
         trusted_head(x, y, np.zeros(12, int), np.repeat("a", 12))
+
+
+def test_new_rows_that_are_no_samples_are_refused_by_column():
+    evidence, _ = contract.example_evidence(60, 20)
+    with pytest.raises(DataError, match="no column 'gain'"):
+        score_new(evidence, pd.DataFrame({"sample_id": [1], "query": ["a"]}), np.zeros((1, evidence.train["x"].shape[1])), "oof_loss")

@@ -79,11 +79,16 @@ class TextRanker:
         self.history = pd.DataFrame()  # one row an epoch, once trained
         self.record = None  # one row a sample an epoch, when asked for
         self.settings: dict[str, Any] = {}  # how it was trained
+        self.batch_maker = None  # (numbers of texts) → the network's input; None = from token ids
 
     @property
     def network(self) -> Any:
         "The torch module that is trained and saved."
         return self.encoder.network
+
+    def batch(self, tokens: Tokens, texts: Sequence[int]) -> dict[str, Any]:
+        "What the network is given for some distinct texts."
+        return self.batch_maker(texts) if self.batch_maker else pad_tokens(tokens, texts, self.encoder.tokenizer.pad_token_id or 0, self.encoder.device)
 
     def parameters_of_its_own(self) -> list:
         "Parameters beside the network's."
@@ -154,7 +159,7 @@ class BiEncoder(TextRanker):
         sides = []
         for part in (0, 1):  # queries and items apart: queries are short, and together they would be padded to the items' length
             texts, place = np.unique(tokens.index[rows, part], return_inverse=True)
-            batch = pad_tokens(tokens, texts, self.encoder.tokenizer.pad_token_id or 0, self.encoder.device)
+            batch = self.batch(tokens, texts)
             vectors = pool(self.network(**batch).last_hidden_state, batch["attention_mask"])
             sides.append(torch.nn.functional.normalize(vectors, dim=-1)[torch.from_numpy(place).to(self.encoder.device)])
         return self.line[0].exp() * (sides[0] * sides[1]).sum(dim=-1) + self.line[1]
@@ -193,8 +198,7 @@ class CrossEncoder(TextRanker):
 
     def logits(self, tokens: Tokens, rows: np.ndarray) -> Any:
         "(len(rows),) tensor with gradients."
-        batch = pad_tokens(tokens, tokens.index[rows, 0], self.encoder.tokenizer.pad_token_id or 0, self.encoder.device)
-        return self.network(**batch).logits[:, 0].float()
+        return self.network(**self.batch(tokens, tokens.index[rows, 0])).logits[:, 0].float()
 
     def predict(
         self,

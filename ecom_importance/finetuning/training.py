@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['logger', 'LOSSES', 'LEAST_WEIGHT', 'WINDOW', 'START_ROWS', 'LINE_FACTOR', 'KINDS', 'LEARNING_RATES', 'TRAIN_LAYERS',
            'Losses', 'pointwise_loss', 'squared_loss', 'pairwise_loss', 'weighted_loss', 'read_weights', 'draw_batches',
-           'freeze_layers', 'train_mode', 'fit_line', 'rate_at', 'make_optimiser', 'TrainingError', 'Training',
-           'NotFinite', 'run_epoch', 'run_training', 'fine_tune', 'Rows']
+           'fit_line', 'rate_at', 'make_optimiser', 'TrainingError', 'Training', 'NotFinite', 'run_epoch',
+           'run_training', 'fine_tune', 'Rows']
 
 # %% ../../nbs/06_finetuning/01_training.ipynb #cb5f5a07
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from tqdm.std import tqdm
 
 from ..evaluation import RankingMetric, UndefinedMetric
 from ..features import report_facts, import_torch, tokenise
+from .frozen_layers import freeze_bottom, freeze_layers, train_mode
 from .rankers import BiEncoder, HeadRanker, TextRanker, make_ranker, read_texts
 from ..importance.heads import RIDGE_GRID, fit_head, log_losses
 from ..samples import DataError, check_samples
@@ -163,36 +165,6 @@ def _cut_long_queries(query: np.ndarray, most: int, rng: np.random.Generator) ->
     parts = -(-size // most)
     return pd.factorize(codes * (parts.max() + 1) + rank % parts)[0]
 
-# %% ../../nbs/06_finetuning/01_training.ipynb #1d6225a8
-def freeze_layers(
-    network: Any,  # a transformers model
-    train_layers: int | str = 2,  # top layers that learn, or "all" for the whole network
-) -> None:
-    "Freeze the embeddings and the lower layers. `DataError` when the network has no such layers."
-    if train_layers == "all":
-        return
-    n_layers = getattr(network.config, "num_hidden_layers", 0)
-    stacks = [module for module in network.modules() if type(module).__name__ == "ModuleList" and len(module) == n_layers]
-    if not stacks or not isinstance(train_layers, int) or not 0 <= train_layers <= n_layers:
-        raise DataError(f"train_layers is {train_layers!r}, and the encoder has {n_layers if stacks else 'no list of'} layers", expected=f"0 to {n_layers}, or 'all'" if stacks else "'all'",
-                        mend="train_layers='all' trains the whole network")
-    top = {id(parameter) for layer in list(stacks[0])[n_layers - train_layers:] for parameter in layer.parameters()}
-    layers, past_layers = {id(parameter) for parameter in stacks[0].parameters()}, False
-    for name, parameter in network.named_parameters():
-        past_layers |= id(parameter) in layers
-        # What is declared after the layers is what reads them: a pooler, a last norm, a classifier.
-        reads_layers = past_layers and id(parameter) not in layers and "embed" not in name and "relative" not in name
-        parameter.requires_grad_(id(parameter) in top or reads_layers)
-
-
-def train_mode(network: Any) -> None:
-    "Dropout on where the network learns, off where it is frozen."
-    network.train()
-    for module in network.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            module.eval()
-
 # %% ../../nbs/06_finetuning/01_training.ipynb #af7c621b
 START_ROWS = 2000
 
@@ -264,6 +236,8 @@ class Training:
         batch_size: int,
         steps_per_epoch: int | None,  # None = one pass
         seed: int,
+        train_layers: int | str = "all",  # that `freeze_layers` left to learn
+        frozen_states: str | None = None,  # "float32" or "float16": what the frozen layers say is computed once and kept; None = in every batch
     ):
         torch = import_torch()
         self.ranker, self.loss, self.batch_size, self.seed = ranker, loss, batch_size, seed
@@ -277,6 +251,7 @@ class Training:
         self.steps_per_epoch = steps_per_epoch or int(np.ceil(len(train) / batch_size))
         self.rows_per_batch = len(train) / int(np.ceil(len(train) / batch_size))
         self.batches = self._stream()
+        self.bottom = freeze_bottom(ranker, self.tokens, train_layers, dtype=frozen_states) if frozen_states else None
 
     def _stream(self) -> Iterator[np.ndarray]:
         "Batches without end, pass after pass."
@@ -314,19 +289,20 @@ def run_epoch(
     torch, steps, losses = import_torch(), training.steps_per_epoch, []
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     train_mode(training.ranker.network)
-    for number in tqdm(range(steps), desc=f"epoch {epoch} of {epochs}", unit=" batches", disable=not progress, leave=False):
-        rows = next(training.batches)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate * group["factor"] * rate_at((epoch - 1) * steps + number, epochs * steps, warmup)
-        optimiser.zero_grad(set_to_none=True)
-        loss, of_rows = training.losses(rows)
-        _check_finite("the loss", loss, number, rows)
-        loss.backward()
-        _check_finite("the gradient", torch.nn.utils.clip_grad_norm_(parameters, clip), number, rows)
-        optimiser.step()
-        losses.append(loss.item())
-        if record is not None:
-            record.append(pd.DataFrame({"epoch": epoch, "sample_id": training.sample_ids[rows], "loss": of_rows.loss.detach().cpu().numpy(), "margin": of_rows.margin.detach().cpu().numpy()}))
+    with training.bottom.in_use() if training.bottom else nullcontext():
+        for number in tqdm(range(steps), desc=f"epoch {epoch} of {epochs}", unit=" batches", disable=not progress, leave=False):
+            rows = next(training.batches)
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate * group["factor"] * rate_at((epoch - 1) * steps + number, epochs * steps, warmup)
+            optimiser.zero_grad(set_to_none=True)
+            loss, of_rows = training.losses(rows)
+            _check_finite("the loss", loss, number, rows)
+            loss.backward()
+            _check_finite("the gradient", torch.nn.utils.clip_grad_norm_(parameters, clip), number, rows)
+            optimiser.step()
+            losses.append(loss.item())
+            if record is not None:
+                record.append(pd.DataFrame({"epoch": epoch, "sample_id": training.sample_ids[rows], "loss": of_rows.loss.detach().cpu().numpy(), "margin": of_rows.margin.detach().cpu().numpy()}))
     return float(np.mean(losses))
 
 
@@ -402,6 +378,7 @@ def fine_tune(
     batch_size: int = 32,  # rows
     learning_rate: float | None = None,  # the highest; None takes LEARNING_RATES
     train_layers: int | str | None = None,  # top layers that learn, or "all"; None takes TRAIN_LAYERS
+    frozen_states: str | None = "float32",  # how the frozen layers' output is kept between epochs, "float32" or "float16"; None = computed in every batch
     seed: int = 0,  # of the order of rows, of dropout and of a new layer
     metric: RankingMetric | None = None,  # on select; None = NDCG@10 of linear gains
     patience: int = 2,  # epochs without a better one on select before training stops
@@ -429,14 +406,14 @@ def fine_tune(
     ranker = make_ranker(kind, model, max_tokens=max_tokens, seed=seed, device=device)
     if train_layers is None:
         train_layers = min(TRAIN_LAYERS[kind], getattr(ranker.network.config, "num_hidden_layers", TRAIN_LAYERS[kind]))
-    ranker.settings = settings | steps | dict(batch_size=batch_size, train_layers=train_layers, steps_per_epoch=steps_per_epoch)
+    ranker.settings = settings | steps | dict(batch_size=batch_size, train_layers=train_layers, frozen_states=frozen_states, steps_per_epoch=steps_per_epoch)
     _report_texts(ranker, rows.train)
     freeze_layers(ranker.network, train_layers)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if kind == "bi-encoder":
             _start_line(ranker, rows.train, rows.weight, seed)
-        training = Training(ranker, rows.train, rows.weight, loss=loss, batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed)
+        training = Training(ranker, rows.train, rows.weight, loss=loss, batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed, train_layers=train_layers, frozen_states=frozen_states)
         return run_training(training, rows.select, rows.metric, record=record, progress=progress, **steps)
 
 # %% ../../nbs/06_finetuning/01_training.ipynb #3792ddb4

@@ -4,23 +4,23 @@
 
 # %% auto #0
 __all__ = ['list_estimators', 'uses_trusted_rows', 'Evidence', 'estimate_cost', 'estimator', 'explain', 'explain_query', 'find',
-           'importance_by', 'part', 'score', 'score_new']
+           'fits', 'importance_by', 'part', 'score', 'score_new']
 
 # %% ../../nbs/04_importance/99_registry.ipynb #38a8cec3
 import pandas as pd
 
 from . import bagged, dynamics, gradient, graph, in_run, language_model, learned, ranking, reinforced, sampled, shapley, statistical, subsets, top_layers, transport
-from .estimators import ESTIMATORS, KINDS, PARTS, Evidence, estimate_cost, estimator, explain, explain_query, find, part, score, score_new
+from .estimators import ESTIMATORS, KINDS, PARTS, Evidence, estimate_cost, estimator, explain, explain_query, find, fits, part, score, score_new
 from .rollups import importance_by
 
-_all_ = ["Evidence", "estimate_cost", "estimator", "explain", "explain_query", "find", "importance_by", "part", "score", "score_new"]
+_all_ = ["Evidence", "estimate_cost", "estimator", "explain", "explain_query", "find", "fits", "importance_by", "part", "score", "score_new"]
 
 # %% ../../nbs/04_importance/99_registry.ipynb #8c73ff98
 def list_estimators() -> pd.DataFrame:
     "What each estimator is: one row an estimator, by family."
     order = ["baseline", "statistical", "learned", "graph", "language model", "gradient", "shapley", "dynamics"]
     rows = [{"name": one.name, "family": one.family, "source": one.source, "needs": ", ".join(one.need.required), "settings": ", ".join(one.need.settings) or "–",
-             "sign": one.sign, "about": one.about or "–", "takes": ", ".join(kind for kind in KINDS if kind in one.takes), "label-blind": one.label_blind, "trusted rows": uses_trusted_rows(one.name), "additive over": ", ".join(sorted(one.additive_over)) or "–", "cost": one.cost}
+             "sign": one.sign, "about": one.about or "–", "takes": ", ".join(kind for kind in KINDS if kind in one.takes), "label-blind": one.label_blind, "trusted rows": uses_trusted_rows(one.name), "explainable": "valid" in one.additive_over, "scores new rows": "train" in one.additive_over, "additive over": ", ".join(sorted(one.additive_over)) or "–", "cost": one.cost}
             for one in ESTIMATORS.values()]
     table = pd.DataFrame(rows)
     return table.sort_values(["family", "name"], key=lambda column: column.map({name: place for place, name in enumerate(order)}).fillna(len(order)) if column.name == "family" else column).reset_index(drop=True)

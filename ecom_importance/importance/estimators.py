@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Array', 'logger', 'KINDS', 'PARTS', 'ESTIMATORS', 'HIDDEN', 'BLOCK_CELLS', 'Need', 'read_signature', 'Part',
            'Estimator', 'part', 'estimator', 'Evidence', 'has', 'find', 'gather', 'evidence_from_samples', 'cut',
-           'block_bounds', 'query_blocks', 'progress_bar', 'shows_bars', 'find_estimator', 'score', 'explain',
+           'block_bounds', 'query_blocks', 'progress_bar', 'shows_bars', 'find_estimator', 'fits', 'score', 'explain',
            'explain_query', 'score_new', 'Probe', 'estimate_cost', 'example_evidence']
 
 # %% ../../nbs/04_importance/00_estimators.ipynb #2448fa07
@@ -419,6 +419,15 @@ def find_estimator(name: str | Callable) -> Estimator:
     return ESTIMATORS[name]
 
 
+def fits(
+    evidence: Evidence,
+    name: str | Callable,  # an estimator
+) -> bool:
+    "Whether the labels are of a kind that an estimator takes, and all that it needs is there."
+    chosen = find_estimator(name)
+    return evidence.kind in chosen.takes and not _missing(evidence, chosen.need)
+
+
 def _check_fit(evidence: Evidence, chosen: Estimator, settings: Mapping[str, object]) -> None:
     "`DataError` where the evidence's labels are not of a kind that the estimator takes, where something is missing, or where a setting is unknown."
     _check_settings(chosen.need, chosen.name, settings)
@@ -580,6 +589,9 @@ def score_new(
         if "train" not in one.additive_over:
             able = ", ".join(sorted(other.name for other in ESTIMATORS.values() if "train" in other.additive_over))
             raise DataError(f"{one.name} values rows against each other, so new rows need all of it again", mend=f"score them with one of: {able}")
+    for column in ("sample_id", "gain"):
+        if column not in samples.columns:
+            raise DataError(f"the new rows have no column {column!r}; found {', '.join(map(str, samples.columns))}", column=column, expected="rows of the sample table", mend="make them as the old rows were made, with the same gain map")
     if len(vectors) != len(samples):
         raise DataError(f"{len(vectors):,} vectors for {len(samples):,} samples", mend="pass the vectors of these very rows, in their order")
     fitted, along = _parts_below(chosen)
