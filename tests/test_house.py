@@ -150,7 +150,7 @@ def test_a_notebook_is_current_and_uses_no_development_tool(name):
             assert "tqdm.auto" not in cell.source and "tqdm.notebook" not in cell.source
 
 
-@pytest.mark.parametrize("name", ["speed", "finetuning", "benchmark"])
+@pytest.mark.parametrize("name", ["speed", "estimator_speed", "training_speed", "detection", "finetuning", "benchmark"])
 def test_long_reports_are_left_out_of_the_notebook_tests(name):
     notebook = SOURCES.get(f"nbs/reports/{name}.ipynb")
     if notebook is None:

