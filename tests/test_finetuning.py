@@ -19,7 +19,8 @@ from ecom_importance.evaluation import RankingMetric
 from ecom_importance.features import cosine, default_model, load_encoder
 from ecom_importance.finetuning import BiEncoder, TrainingError, fine_tune, load_ranker, make_ranker
 from ecom_importance.finetuning.rankers import write_folder
-from ecom_importance.finetuning.training import LOSSES, draw_batches, fit_line, pairwise_loss, rate_at, read_weights, weighted_loss
+from ecom_importance.finetuning.losses import GROUPED, LOSSES
+from ecom_importance.finetuning.training import draw_batches, fit_line, rate_at, read_weights
 from ecom_importance.importance.heads import RIDGE_GRID, fit_head
 from ecom_importance.samples import DataError
 
@@ -69,63 +70,6 @@ FAST = dict(epochs=2, batch_size=8, learning_rate=1e-3, progress=False, device="
 
 def ids(samples, split="train"):
     return samples.loc[samples["split"] == split, "sample_id"]
-
-
-# Losses
-
-
-def brute_pairwise(logit, gain, weight, query):
-    "The pairwise loss of a table by loops over pairs, as the notebook's formula reads."
-    total = 0.0
-    for one in set(query):
-        rows = [row for row in range(len(query)) if query[row] == one]
-        pairs = [(i, j) for i in rows for j in rows if gain[i] > gain[j]]
-        counts = [weight[i] * weight[j] for i, j in pairs]
-        if sum(counts):
-            losses = [np.log1p(np.exp(-(logit[i] - logit[j]))) for i, j in pairs]
-            total += sum(weight[row] for row in rows) * np.dot(counts, losses) / sum(counts)
-    return total
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_pairwise_loss_is_the_sum_over_pairs(data):
-    n = data.draw(st.integers(1, 12))
-    of = lambda values: data.draw(st.lists(values, min_size=n, max_size=n))
-    logit, gain, weight, query = of(st.floats(-5, 5)), of(st.sampled_from([0, 0.1, 0.5, 1])), of(st.sampled_from([0, 0.5, 1, 3])), of(st.integers(0, 3))
-    tensors = [torch.tensor(each, dtype=torch.float64) for each in (logit, gain, weight, query)]
-    terms = pairwise_loss(*tensors).term
-    assert torch.isfinite(terms).all()
-    assert float((tensors[2] * terms).sum()) == pytest.approx(brute_pairwise(logit, gain, weight, query), abs=1e-9)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.sampled_from(sorted(LOSSES)), st.lists(st.integers(0, 3), min_size=9, max_size=9).filter(any), st.integers(0, 1000))
-def test_whole_weights_are_repetition(loss, weight, seed):
-    draw = torch.Generator().manual_seed(seed)
-    logit, gain, query = torch.randn(9, generator=draw, dtype=torch.float64), torch.randint(0, 3, (9,), generator=draw) / 2.0, torch.arange(9) // 3
-    again = torch.repeat_interleave(torch.arange(9), torch.tensor(weight))
-    by_weight = weighted_loss(loss, logit, gain.double(), torch.tensor(weight, dtype=torch.float64), query)
-    by_repetition = weighted_loss(loss, logit[again], gain.double()[again], torch.ones(len(again), dtype=torch.float64), query[again])
-    torch.testing.assert_close(by_weight, by_repetition)
-
-
-def test_losses_by_hand():
-    logit, gain = torch.logit(torch.tensor([0.3, 0.7, 0.2], dtype=torch.float64)), torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64)
-    soft = -0.5 * np.log(0.2) - 0.5 * np.log(0.8)
-    np.testing.assert_allclose(LOSSES["pointwise"](logit, gain).loss, [-np.log(0.7), -np.log(0.7), soft])
-    np.testing.assert_allclose(LOSSES["mse"](logit, gain).loss, [0.09, 0.09, 0.09])
-    np.testing.assert_allclose(LOSSES["pointwise"](logit, gain).margin, [np.log(7 / 3), np.log(7 / 3), 0], atol=1e-12)
-    # Gains 1 over 0 with a difference of 2, weights 1 and 3: W_q = 4, one pair.
-    pair = pairwise_loss(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]), torch.tensor([1.0, 3.0]), torch.tensor([0, 0]))
-    np.testing.assert_allclose(torch.tensor([1.0, 3.0]) @ pair.term, 4 * np.log1p(np.exp(-2)), rtol=1e-6)
-    assert pair.margin.tolist() == [2, 2]
-
-
-def test_losses_neither_overflow_nor_lose_their_gradient():
-    logit = torch.tensor([800.0, -800.0], requires_grad=True)
-    sum(LOSSES[loss](logit, torch.tensor([0.0, 1.0]), torch.ones(2), torch.zeros(2)).term.sum() for loss in LOSSES).backward()
-    assert torch.isfinite(logit.grad).all() and logit.grad[0] > 0 > logit.grad[1]
 
 
 # Batches and steps
@@ -286,7 +230,7 @@ def test_the_record_holds_every_row_of_every_epoch(tiny, loss):
     for epoch in (1, 2):
         assert sorted(ranker.record.loc[ranker.record["epoch"] == epoch, "sample_id"]) == sorted(ids(samples))
     assert (ranker.record["loss"] >= 0).all() and np.isfinite(ranker.record[["loss", "margin"]]).all(axis=None)
-    assert np.corrcoef(ranker.record["loss"], ranker.record["margin"])[0, 1] < (-0.9 if loss == "pairwise" else 0)
+    assert np.corrcoef(ranker.record["loss"], ranker.record["margin"])[0, 1] < (-0.9 if loss in ("pairwise", "margin", "lambda") else 0)
     assert fine_tune(samples, model=tiny, **FAST).record is None
 
 
@@ -513,8 +457,9 @@ def test_more_layers_than_there_are_is_an_error(tiny):
 def test_a_log_of_one_gain_trains_pointwise_and_is_refused_pairwise(tiny):
     one = T.assign(gain=np.where(T["split"] == "train", 1.0, T["gain"]))
     assert np.isfinite(fine_tune(one, model=tiny, **FAST).predict(one)).all()
-    with pytest.raises(DataError, match="no pair"):
-        fine_tune(one, loss="pairwise", model=tiny, **FAST)
+    for loss in GROUPED:
+        with pytest.raises(DataError, match="no pair"):
+            fine_tune(one, loss=loss, model=tiny, **FAST)
 
 
 @pytest.mark.parametrize("kind", ["bi-encoder", "cross-encoder"])
