@@ -504,3 +504,23 @@ def test_an_encoder_that_does_not_know_the_words_is_reported(tiny, caplog):
     assert not caplog.records
     fine_tune(T.assign(item_text="Tischlampe aus Messing"), kind="cross-encoder", model=tiny, **FAST)
     assert "unknown" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["bi-encoder", "cross-encoder", "head"])
+def test_the_model_card_says_what_was_learned_and_how_well(tiny, tmp_path, kind):
+    from huggingface_hub import ModelCard
+
+    samples = table()
+    weights = pd.Series(np.linspace(0.5, 1.5, len(ids(samples))), index=ids(samples))
+    x = np.random.default_rng(0).normal(size=(len(samples), 5)).astype(np.float32)
+    how = dict(vectors=x, metric=METRIC) if kind == "head" else dict(model=tiny, **FAST)
+    ranker = fine_tune(samples, weights, kind=kind, **how)
+    card = ModelCard.load(ranker.save(tmp_path / "m") / "README.md")
+    assert "ecom_importance" in card.data.tags and kind in card.data.tags and str(tmp_path) not in card.content
+    done = ranker.settings
+    assert done["data"] in card.text and "from 0.5 to 1.5" in card.text and "1.0 = 1, 0.5 = 0.5, 0.0 = 0" in card.text
+    value, select = done["on_select"], samples[samples["split"] == "select"]
+    again = METRIC.mean(select["query_id"], select["gain"], ranker.predict(select, x[(samples["split"] == "select").to_numpy()]))
+    assert value["mean"] == pytest.approx(again, abs=1e-6) and f"{again:.4f}" in card.text and value["low"] <= value["mean"] <= value["high"]
+    other = fine_tune(samples.assign(item_text=samples["item_text"] + " lamp"), weights, kind=kind, **how)
+    assert other.settings["data"] != done["data"] == fine_tune(samples, weights, kind=kind, **how).settings["data"]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'Tokens', 'read_texts', 'pad_tokens', 'TextRanker', 'BiEncoder', 'CrossEncoder', 'make_ranker', 'make_head',
-           'HeadRanker', 'write_folder', 'write_facts', 'load_ranker']
+           'HeadRanker', 'write_folder', 'write_facts', 'model_card', 'load_ranker']
 
 # %% ../../nbs/06_finetuning/00_rankers.ipynb #274e300e
 import json
@@ -348,8 +348,33 @@ def write_facts(
     versions = {name: version(name) for name in ("torch", "transformers", "numpy")}
     whole = {"format": FORMAT, "kind": ranker.kind, **facts, "settings": ranker.settings, "history": history, "versions": versions}
     (folder / "ranker.json").write_text(json.dumps(whole, indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(ranker, facts.get("encoder")), encoding="utf-8")
     if ranker.record is not None:
         ranker.record.to_parquet(folder / "record.parquet")
+
+
+def model_card(
+    ranker: "TextRanker | HeadRanker",
+    encoder: str | None = None,  # that it started from
+) -> str:  # Markdown with the Hub's front matter
+    "What a ranker is, what it learned from, and how good it was on the queries that chose it."
+    from huggingface_hub import ModelCardData
+
+    done, metric = ranker.settings, ranker.settings.get("metric", "metric").split(" (")[0]
+    front = ModelCardData(library_name="transformers" if encoder else None, pipeline_tag="text-ranking", tags=["ecom_importance", ranker.kind, "learning-to-rank"])
+    lines = ["---", front.to_yaml(), "---", "", f"# A {ranker.kind} for ranking items under queries", "",
+             f"Made with `ecom_importance`{f' from the encoder {Path(encoder).name}' if encoder else ', a logistic head on frozen vectors'}. Open it with `ecom_importance.finetuning.load_ranker(folder)`" + (", or as it is with transformers." if encoder else "."), ""]
+    if "data" in done:
+        weights = done["weights"]
+        lines += ["## What it learned from", "", f"- {done['rows']:,} training rows, hash `{done['data']}` (ids, texts, gains and weights)",
+                  f"- weights: {'from {:.3g} to {:.3g}, worth {:,.0f} rows of equal weight'.format(weights['lowest'], weights['highest'], weights['effective_rows']) if done['weighted'] else 'all alike'}",
+                  f"- what labels are worth: {', '.join(f'{label} = {gain:g}' for label, gain in done['gains'].items()) or 'graded gains'}",
+                  f"- loss: {done['loss']}, seed {done['seed']}" + "".join(f", {name.replace('_', ' ')} {done[name]:g}" for name in ("learning_rate", "epochs", "batch_size", "ridge") if isinstance(done.get(name), (int, float))), ""]
+    if done.get("on_select"):
+        value = done["on_select"]
+        lines += ["## How good it was", "", f"{metric} on {value['queries']:,} select queries: **{value['mean']:.4f}** (95 % interval over queries {value['low']:.4f} to {value['high']:.4f}). These queries chose the epoch or the ridge, so the figure is a little too good; a verdict needs untouched ones.", ""]
+    lines += ["## Limits", "", "It ranks like the labels that it was given, errors included, for queries and items like those it saw. Nothing was tested beyond that.", ""]
+    return "\n".join(lines)
 
 # %% ../../nbs/06_finetuning/00_rankers.ipynb #f80f51bf
 def load_ranker(

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['logger', 'LEAST_WEIGHT', 'WINDOW', 'START_ROWS', 'LINE_FACTOR', 'KINDS', 'LEARNING_RATES', 'TRAIN_LAYERS',
            'read_weights', 'draw_batches', 'fit_line', 'rate_at', 'make_optimiser', 'TrainingError', 'Training',
-           'NotFinite', 'run_epoch', 'run_training', 'fine_tune', 'Rows']
+           'NotFinite', 'run_epoch', 'run_training', 'fine_tune', 'Rows', 'describe_rows', 'with_interval']
 
 # %% ../../nbs/06_finetuning/01_training.ipynb #cb5f5a07
+import hashlib
 import logging
 import time
 from collections.abc import Iterator
@@ -21,13 +22,14 @@ import pandas as pd
 from scipy.optimize import minimize
 from tqdm.std import tqdm
 
-from ..evaluation import RankingMetric, UndefinedMetric
+from ..evaluation import RankingMetric, UndefinedMetric, crossed_bootstrap
 from ..features import report_facts, import_torch, tokenise
 from .frozen_layers import freeze_bottom, freeze_layers, train_mode
 from .losses import GROUPED, LOSSES, Losses
 from .rankers import BiEncoder, HeadRanker, TextRanker, make_ranker, read_texts
 from ..importance.heads import RIDGE_GRID, fit_head, log_losses
 from ..samples import DataError, check_samples
+from ..weighting.weights import effective_sample_size
 
 logger = logging.getLogger("ecom_importance")
 
@@ -265,7 +267,7 @@ def run_training(
     learning = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     batches_seen, history = ([] if record else None), []
     started = time.perf_counter()
-    best, kept, state = -np.inf, 0, [parameter.detach().clone() for parameter in learning]
+    best, kept, kept_each, state = -np.inf, 0, np.full(1, np.nan), [parameter.detach().clone() for parameter in learning]
 
     def finish() -> TextRanker:
         for parameter, value in zip(learning, state):
@@ -273,7 +275,7 @@ def run_training(
         ranker.network.eval().requires_grad_(True)
         ranker.history = pd.DataFrame(history).assign(kept=[row["epoch"] == kept for row in history])
         ranker.record = pd.concat(batches_seen, ignore_index=True) if batches_seen else None
-        ranker.settings["kept_epoch"] = kept
+        ranker.settings |= {"kept_epoch": kept, "on_select": with_interval(kept_each)}
         return ranker
 
     for epoch in range(epochs + 1):
@@ -285,11 +287,12 @@ def run_training(
                 what, batch, rows = failure.args
                 raise TrainingError(what, epoch=epoch, batch=batch, sample_ids=training.sample_ids[rows].tolist(), ranker=finish(), kept=kept) from None
         candidate = select is not None and (epoch > 0 or isinstance(ranker, BiEncoder))
-        value = metric.mean(select["query_id"], select["gain"], ranker.predict(select)) if candidate else float("nan")
+        each = metric.per_query(select["query_id"].to_numpy(), select["gain"].to_numpy(), ranker.predict(select))[1] if candidate else np.full(1, np.nan)
+        value = float(each.mean())
         history.append({"epoch": epoch, "loss": loss, "select": value, "seconds": time.perf_counter() - started})
         logger.info("fine_tune: epoch %s, loss %.4f, select %.4f, %.0f s", *history[-1].values())
         if epoch and select is None or value > best:
-            best, kept, state = value, epoch, [parameter.detach().clone() for parameter in learning]
+            best, kept, kept_each, state = value, epoch, each, [parameter.detach().clone() for parameter in learning]
         elif select is not None and epoch - kept >= patience:
             break
     return finish()
@@ -330,7 +333,7 @@ def fine_tune(
     "Train a ranker on weighted samples. `DataError` when rows, weights or settings cannot be used; `TrainingError` when the loss is no number."
     _check_settings(kind, loss, dict(epochs=epochs, batch_size=batch_size, patience=patience, learning_rate=learning_rate, steps_per_epoch=steps_per_epoch, clip=clip, ridge=ridge))
     rows = _choose_rows(samples, weights, loss, metric)
-    settings = {"loss": loss, "rows": len(rows.train), "weighted": weights is not None, "select_rows": len(rows.select_place), "metric": str(rows.metric), "seed": seed}
+    settings = {"loss": loss, "rows": len(rows.train), "weighted": weights is not None, "select_rows": len(rows.select_place), "metric": str(rows.metric), "seed": seed} | describe_rows(rows)
     if kind == "head":
         ranker = _tune_head(rows, vectors, len(samples), ridge, record)
         ranker.settings = settings | ranker.settings
@@ -362,6 +365,23 @@ class Rows:
     metric: RankingMetric
     train_place: np.ndarray  # where they stand in the sample table
     select_place: np.ndarray
+
+
+def describe_rows(rows: Rows) -> dict[str, Any]:
+    "What the rows of a run were, for its model card: a hash of the data, what labels are worth, and how the weights lie."
+    used = rows.train.assign(weight=rows.weight)[["sample_id", "query", "item_text", "gain", "weight"]].astype({"sample_id": str})
+    gains = rows.train[["label", "gain"]].astype({"label": str}).drop_duplicates().sort_values("gain", ascending=False)
+    return {"data": hashlib.blake2b(pd.util.hash_pandas_object(used, index=False).to_numpy().tobytes(), digest_size=8).hexdigest(),
+            "gains": dict(zip(gains["label"], gains["gain"].astype(float))) if len(gains) <= 12 and gains["label"].is_unique else {},
+            "weights": {"lowest": float(rows.weight.min()), "highest": float(rows.weight.max()), "effective_rows": effective_sample_size(rows.weight)}}
+
+
+def with_interval(each: np.ndarray) -> dict[str, float] | None:  # None where there is nothing to measure
+    "The mean of a metric over queries, with its 95 % bootstrap interval over queries."
+    if not np.isfinite(each).all():
+        return None
+    low, high = np.quantile(crossed_bootstrap(each[None], n_resamples=2000), [0.025, 0.975]) if len(each) > 1 else (float("nan"), float("nan"))
+    return {"mean": float(each.mean()), "low": float(low), "high": float(high), "queries": len(each)}
 
 
 def _check_settings(kind: str, loss: str, numbers: dict[str, float | None]) -> None:
@@ -445,16 +465,17 @@ def _tune_head(
         raise DataError("vectors hold values that are no finite number", rows=rows.train_place[~np.isfinite(x).all(axis=1)], mend="encode these rows again")
     scale = float(np.mean(np.var(x, axis=0, dtype=np.float64))) or 1.0
     grid = [ridge] if ridge is not None else [scale * each for each in RIDGE_GRID] if rows.select is not None else [scale]
-    history, heads = [], {}
+    history, heads, found = [], {}, {}
     for each in sorted(grid, reverse=True):
         started = time.perf_counter()
         heads[each] = fit_head(x, y, ridge=each, weights=rows.weight, start=heads.get(history[-1]["ridge"]) if history else None)
-        value = float("nan") if x_select is None else rows.metric.mean(rows.select["query_id"], rows.select["gain"], heads[each].logit(x_select))
+        found[each] = np.full(1, np.nan) if x_select is None else rows.metric.per_query(rows.select["query_id"].to_numpy(), rows.select["gain"].to_numpy(), heads[each].logit(x_select))[1]
+        value = float(found[each].mean())
         history.append({"ridge": each, "loss": float(rows.weight @ log_losses(heads[each].predict(x), y) / rows.weight.sum()), "select": value, "seconds": time.perf_counter() - started})
     history = pd.DataFrame(history)
     kept = int(np.argmax(history["select"])) if x_select is not None else 0
     ranker = HeadRanker(heads[history["ridge"][kept]])
-    ranker.history, ranker.settings = history.assign(kept=history.index == kept), {"ridge": float(history["ridge"][kept])}
+    ranker.history, ranker.settings = history.assign(kept=history.index == kept), {"ridge": float(history["ridge"][kept]), "on_select": with_interval(found[history["ridge"][kept]])}
     if record:
         z = ranker.head.logit(x).astype(np.float64)
         ranker.record = pd.DataFrame({"epoch": 1, "sample_id": rows.train["sample_id"].to_numpy(), "loss": np.logaddexp(0, z) - y * z, "margin": (2 * y - 1) * z})
