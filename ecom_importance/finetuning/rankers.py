@@ -372,7 +372,8 @@ def model_card(
                   f"- loss: {done['loss']}, seed {done['seed']}" + "".join(f", {name.replace('_', ' ')} {done[name]:g}" for name in ("learning_rate", "epochs", "batch_size", "ridge") if isinstance(done.get(name), (int, float))), ""]
     if done.get("on_select"):
         value = done["on_select"]
-        lines += ["## How good it was", "", f"{metric} on {value['queries']:,} select queries: **{value['mean']:.4f}** (95 % interval over queries {value['low']:.4f} to {value['high']:.4f}). These queries chose the epoch or the ridge, so the figure is a little too good; a verdict needs untouched ones.", ""]
+        ends = "no interval from one query" if value["low"] is None else f"95 % interval over queries {value['low']:.4f} to {value['high']:.4f}"
+        lines += ["## How good it was", "", f"{metric} on {value['queries']:,} select {'query' if value['queries'] == 1 else 'queries'}: **{value['mean']:.4f}** ({ends}). These queries chose the epoch or the ridge, so the figure is a little too good; a verdict needs untouched ones.", ""]
     lines += ["## Limits", "", "It ranks like the labels that it was given, errors included, for queries and items like those it saw. Nothing was tested beyond that.", ""]
     return "\n".join(lines)
 

@@ -376,12 +376,12 @@ def describe_rows(rows: Rows) -> dict[str, Any]:
             "weights": {"lowest": float(rows.weight.min()), "highest": float(rows.weight.max()), "effective_rows": effective_sample_size(rows.weight)}}
 
 
-def with_interval(each: np.ndarray) -> dict[str, float] | None:  # None where there is nothing to measure
+def with_interval(each: np.ndarray) -> dict[str, Any] | None:  # None where there is nothing to measure
     "The mean of a metric over queries, with its 95 % bootstrap interval over queries."
     if not np.isfinite(each).all():
         return None
-    low, high = np.quantile(crossed_bootstrap(each[None], n_resamples=2000), [0.025, 0.975]) if len(each) > 1 else (float("nan"), float("nan"))
-    return {"mean": float(each.mean()), "low": float(low), "high": float(high), "queries": len(each)}
+    ends = np.quantile(crossed_bootstrap(each[None], n_resamples=2000), [0.025, 0.975]) if len(each) > 1 else [None, None]  # one query has no spread
+    return {"mean": float(each.mean()), "queries": len(each)} | {name: None if end is None else float(end) for name, end in zip(("low", "high"), ends)}
 
 
 def _check_settings(kind: str, loss: str, numbers: dict[str, float | None]) -> None:
