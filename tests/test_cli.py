@@ -243,3 +243,10 @@ def test_list_of_a_report_shows_its_parameters(capsys, report):
 def test_a_pipe_that_closes_early_is_no_error():
     done = subprocess.run(f"{sys.executable} -m ecom_importance.cli list | head -1", shell=True, capture_output=True, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     assert done.stderr == "" and Path(sys.executable).exists()
+
+
+def test_scoring_without_names_takes_what_the_main_report_shows():
+    from ecom_importance.cli import USUAL
+    from ecom_importance.reporting import find_report, read_parameters
+    with find_report("importance") as (_, source):
+        assert read_parameters(source)["estimators"].default == list(USUAL)

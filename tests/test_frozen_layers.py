@@ -144,3 +144,16 @@ def test_freezing_works_for_other_architectures():
         freeze_layers(found[name], 1)
         learn = {one for one, parameter in found[name].named_parameters() if parameter.requires_grad}
         assert learn == {one for one, _ in found[name].named_parameters() if one.startswith(top)}
+
+
+def test_states_that_cannot_be_had_or_held_do_not_stop_a_training(monkeypatch, caplog):
+    monkeypatch.setattr(frozen, "IN_MEMORY", 0)
+    monkeypatch.setattr(frozen.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
+    how = dict(kind="bi-encoder", train_layers=2, epochs=1, batch_size=16, record=True, progress=False, device="cpu")
+    made = fine_tune(samples(), **how)
+    assert "cannot be kept (they take" in caplog.text and "free" in caplog.text
+    np.testing.assert_allclose(made.record["loss"], fine_tune(samples(), **how, frozen_states=None).record["loss"], atol=1e-6)
+    monkeypatch.setattr(frozen, "IN_MEMORY", 2**28)
+    monkeypatch.setattr(frozen, "_states_before", lambda *_: {}["hidden_states"])
+    fine_tune(samples(), **how)
+    assert "cannot be kept ('hidden_states')" in caplog.text

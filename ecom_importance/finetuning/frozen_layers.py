@@ -8,6 +8,7 @@ __all__ = ['logger', 'IN_MEMORY', 'SAMENESS', 'find_layers', 'freeze_layers', 't
 
 # %% ../../nbs/06_finetuning/01_frozen_layers.ipynb #a0b8219e
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -100,8 +101,6 @@ def hidden_states(
     folder: str | Path | None = None,  # where a large array is put; None = the system's folder for temporary files
 ) -> FrozenStates:
     "Run the frozen layers over every distinct text, once."
-    if dtype not in ("float32", "float16"):
-        raise DataError(f"the states are to be kept as {dtype!r}", expected="'float32' or 'float16'")
     torch = import_torch()
     lengths = np.array([len(each) for each in tokens.ids])
     starts = np.r_[0, np.cumsum(lengths)]
@@ -119,6 +118,9 @@ def hidden_states(
 def _make_array(shape: tuple[int, int], dtype: str, folder: str | Path | None) -> tuple[np.ndarray, Any]:
     if shape[0] * shape[1] * np.dtype(dtype).itemsize <= IN_MEMORY:
         return np.empty(shape, dtype), None
+    needed, free = shape[0] * shape[1] * np.dtype(dtype).itemsize, shutil.disk_usage(folder or tempfile.gettempdir()).free
+    if needed > free / 2:
+        raise OSError(f"they take {needed / 2**30:.1f} GB, and the disk has {free / 2**30:.1f} GB free")
     keep = tempfile.TemporaryDirectory(prefix="frozen-states-", dir=folder, ignore_cleanup_errors=True)
     return np.lib.format.open_memmap(Path(keep.name) / "states.npy", mode="w+", dtype=dtype, shape=shape), keep
 
@@ -140,7 +142,7 @@ def _states_before(ranker: TextRanker, layer: Any, batch: dict[str, Any]) -> Any
         return reached.args[0]
     finally:
         hook.remove()
-    raise DataError("the network never ran its first learning layer", mend="train_layers='all', or cache=False")
+    raise DataError("the network never ran its first learning layer", mend="train_layers='all', or frozen_states=None")
 
 # %% ../../nbs/06_finetuning/01_frozen_layers.ipynb #7dc1c51e
 def _handing_on() -> Any:
@@ -216,6 +218,8 @@ def freeze_bottom(
     folder: str | Path | None = None,  # for states that do not fit in memory
 ) -> FrozenBottom | None:  # None where there is nothing to gain, or the encoder cannot be cut
     "Compute the frozen layers' states once, and make sure that they lead to the same logits."
+    if dtype not in SAMENESS:
+        raise DataError(f"the states are to be kept as {dtype!r}", expected=" or ".join(map(repr, SAMENESS)))
     n_layers = getattr(ranker.network.config, "num_hidden_layers", 0)
     if train_layers == "all" or not 0 < train_layers < n_layers or not len(tokens.ids):
         return None
@@ -223,7 +227,12 @@ def freeze_bottom(
     if not hasattr(base, "embeddings") or found is None:
         logger.info("the frozen layers of %s cannot be told from its embeddings: they run in every epoch", type(ranker.network).__name__)
         return None
-    bottom = FrozenBottom(ranker, tokens, hidden_states(ranker, tokens, getattr(*found)[n_layers - train_layers], dtype=dtype, folder=folder), n_layers - train_layers)
+    try:
+        states = hidden_states(ranker, tokens, getattr(*found)[n_layers - train_layers], dtype=dtype, folder=folder)
+    except Exception as failure:  # a network of another build, a full disk: training goes on without the shortcut
+        logger.warning("the states of %s cannot be kept (%s): its frozen layers run in every epoch", type(ranker.network).__name__, failure)
+        return None
+    bottom = FrozenBottom(ranker, tokens, states, n_layers - train_layers)
     apart = _difference(bottom)
     if not apart <= SAMENESS[dtype]:
         logger.warning("%s gives other logits from kept states (%.2g apart): its frozen layers run in every epoch", type(ranker.network).__name__, apart)
