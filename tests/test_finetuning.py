@@ -20,7 +20,8 @@ from ecom_importance.features import cosine, default_model, load_encoder
 from ecom_importance.finetuning import BiEncoder, TrainingError, fine_tune, load_ranker, make_ranker
 from ecom_importance.finetuning.rankers import write_folder
 from ecom_importance.finetuning.losses import GROUPED, LOSSES
-from ecom_importance.finetuning.training import draw_batches, fit_line, rate_at, read_weights
+from ecom_importance.finetuning.trainer import draw_batches, rate_at
+from ecom_importance.finetuning.training import fit_line, read_weights
 from ecom_importance.importance.heads import RIDGE_GRID, fit_head
 from ecom_importance.samples import DataError
 
@@ -226,7 +227,7 @@ def test_equal_steps_for_arms_of_different_size(tiny):
 def test_the_record_holds_every_row_of_every_epoch(tiny, loss):
     samples = table()
     ranker = fine_tune(samples, kind="cross-encoder", loss=loss, model=tiny, record=True, **FAST)
-    assert list(ranker.record.columns) == ["epoch", "sample_id", "loss", "margin"]
+    assert list(ranker.record.columns) == ["epoch", "sample_id", "loss", "margin", "weight"]
     for epoch in (1, 2):
         assert sorted(ranker.record.loc[ranker.record["epoch"] == epoch, "sample_id"]) == sorted(ids(samples))
     assert (ranker.record["loss"] >= 0).all() and np.isfinite(ranker.record[["loss", "margin"]]).all(axis=None)

@@ -90,6 +90,14 @@ class TextRanker:
         "What the network is given for some distinct texts."
         return self.batch_maker(texts) if self.batch_maker else pad_tokens(tokens, texts, self.encoder.tokenizer.pad_token_id or 0, self.encoder.device)
 
+    def look(self, tokens: Tokens, rows: np.ndarray) -> tuple[Any, Any]:
+        "Logits of some rows, and the vectors that the head, the last layer, makes them from."
+        raise NotImplementedError
+
+    def logits(self, tokens: Tokens, rows: np.ndarray) -> Any:
+        "(len(rows),) tensor with gradients."
+        return self.look(tokens, rows)[0]
+
     def parameters_of_its_own(self) -> list:
         "Parameters beside the network's."
         return []
@@ -153,8 +161,8 @@ class BiEncoder(TextRanker):
         ids, _ = tokenise(self.encoder, list(distinct), self.max_tokens)
         return Tokens(ids, None, codes.reshape(2, len(samples)).T)
 
-    def logits(self, tokens: Tokens, rows: np.ndarray) -> Any:
-        "(len(rows),) tensor with gradients."
+    def look(self, tokens: Tokens, rows: np.ndarray) -> tuple[Any, Any]:
+        "Logits (len(rows),), and the vectors (len(rows), d) whose sum they are, but for the offset; tensors with gradients."
         torch = import_torch()
         sides = []
         for part in (0, 1):  # queries and items apart: queries are short, and together they would be padded to the items' length
@@ -162,7 +170,8 @@ class BiEncoder(TextRanker):
             batch = self.batch(tokens, texts)
             vectors = pool(self.network(**batch).last_hidden_state, batch["attention_mask"])
             sides.append(torch.nn.functional.normalize(vectors, dim=-1)[torch.from_numpy(place).to(self.encoder.device)])
-        return self.line[0].exp() * (sides[0] * sides[1]).sum(dim=-1) + self.line[1]
+        vectors = self.line[0].exp() * (sides[0] * sides[1])
+        return vectors.sum(dim=-1) + self.line[1], vectors
 
     def cosine(self, samples: pd.DataFrame) -> np.ndarray:
         "(rows,) float64 cosine of each sample's query and item, each distinct text encoded once."
@@ -196,9 +205,16 @@ class CrossEncoder(TextRanker):
         texts = self.encoder.tokenizer(*(list(distinct.get_level_values(level)) for level in (0, 1)), truncation=True, max_length=limit, return_attention_mask=False, verbose=False)
         return Tokens(texts["input_ids"], texts.get("token_type_ids"), codes[:, None])
 
-    def logits(self, tokens: Tokens, rows: np.ndarray) -> Any:
-        "(len(rows),) tensor with gradients."
-        return self.network(**self.batch(tokens, tokens.index[rows, 0])).logits[:, 0].float()
+    def look(self, tokens: Tokens, rows: np.ndarray) -> tuple[Any, Any]:
+        "Logits (len(rows),), and the vectors (len(rows), d) that the last layer makes them from; tensors with gradients."
+        torch, seen = import_torch(), []
+        last = [module for module in self.network.modules() if isinstance(module, torch.nn.Linear) and module.out_features == 1][-1]
+        hook = last.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+        try:
+            logits = self.network(**self.batch(tokens, tokens.index[rows, 0])).logits[:, 0].float()
+        finally:
+            hook.remove()
+        return logits, seen[-1]
 
     def predict(
         self,
