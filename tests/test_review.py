@@ -162,3 +162,9 @@ def test_queues_that_cannot_be_written(shop, tmp_path, name, labels, words):
     with pytest.raises(DataError, match="no column label"):
         write_queue(queue.drop(columns="label"), tmp_path / "q.csv")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_carriage_return_in_a_title_does_not_end_its_row(tmp_path):
+    queue = pd.DataFrame({"sample_id": ["s1", "s2"], "query": ["保温杯", "mug"], "item_text": ["cup\rblue, large", "mug\r\n\"red\""], "label": ["E", "I"], "value": [0.5, 0.25]})
+    read = pd.read_csv(write_queue(queue, tmp_path / "queue.csv"), encoding="utf-8-sig")
+    assert read["item_text"].tolist() == queue["item_text"].tolist() and read["sample_id"].tolist() == ["s1", "s2"]

@@ -365,3 +365,13 @@ np.save({str(tmp_path)!r} + "/scores" + os.environ["RANK"] + ".npy", ranker.pred
     first, second = (np.load(tmp_path / f"scores{rank}.npy") for rank in (0, 1))
     np.testing.assert_allclose(first, second, atol=1e-6)
     assert abs(first - make_ranker("bi-encoder", tiny, device="cpu").predict(table())).max() > 1e-3
+
+
+def test_rows_without_texts_are_refused_by_rankers_that_read_texts(tiny):
+    from ecom_importance.weighting import smote
+
+    samples, vectors = table(), np.random.default_rng(0).normal(size=(48, 4)).astype(np.float32)
+    grown, more, weights = smote(samples, vectors, k_neighbors=1, sampling_strategy={0: 20})
+    assert np.isfinite(fine_tune(grown, weights, kind="head", vectors=more, metric=METRIC).predict(samples, vectors)).all()
+    with pytest.raises(DataError, match="synthetic"):
+        fine_tune(grown, weights, **FAST | dict(model=tiny))

@@ -30,6 +30,7 @@ from .trainer import Training, TrainingError, claim_folder, run_training, with_i
 from ..importance.heads import RIDGE_GRID, Head, fit_head, log_losses
 from ..samples import DataError, check_samples
 from ..weighting.adaptive import Adaptive, adapt_head
+from ..weighting.resampling import refuse_synthetic
 from ..weighting.weights import effective_sample_size
 
 logger = logging.getLogger("ecom_importance")
@@ -133,6 +134,8 @@ def fine_tune(
     rule = weights if isinstance(weights, Adaptive) else None
     weights = rule.fixed if rule else weights
     _check_rule(rule, loss, report_to, folder)
+    if kind != "head":
+        refuse_synthetic(samples)
     rows = _choose_rows(samples, weights, loss, metric, trusted=rule is not None and rule.needs_trusted)
     settings = {"loss": loss, "rows": len(rows.train), "weighted": weights is not None, "rule": repr(rule) if rule else None, "select_rows": len(rows.select_place), "metric": str(rows.metric), "seed": seed} | describe_rows(rows)
     if kind == "head":

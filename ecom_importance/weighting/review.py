@@ -6,6 +6,7 @@
 __all__ = ['label_slope', 'expected_gain', 'review_queue', 'write_queue', 'read_corrections', 'apply_corrections']
 
 # %% ../../nbs/05_weighting/03_review.ipynb #4dcbb6e8
+import csv
 import heapq
 import json
 from collections.abc import Sequence
@@ -111,7 +112,7 @@ def write_queue(
         raise DataError(f"the queue has no column {missing[0]}", column=missing[0], expected="what a human needs: query, item_text, label")
     if path.suffix == ".csv":
         shown = queue[["sample_id", *[name for name in ("query_id", "query", "item_text", "label", "value", "cost") if name in queue.columns]]].assign(corrected="")
-        write_whole(path, lambda beside: shown.to_csv(beside, index=False, encoding="utf-8-sig"))  # the mark lets spreadsheets read Chinese
+        write_whole(path, lambda beside: shown.to_csv(beside, index=False, encoding="utf-8-sig", quoting=csv.QUOTE_NONNUMERIC))  # the mark lets spreadsheets read Chinese; quotes keep a carriage return in a title from ending the row
         return path
     if path.suffix != ".json":
         raise DataError(f"the queue cannot be written as {path.name!r}", expected=".csv, or .json for Label Studio")
