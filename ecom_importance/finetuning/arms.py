@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from ..importance import Evidence, find, score
 from ..importance.estimators import ESTIMATORS
 from ..preprocessing.noise import plant
 from ..samples import DataError, fit_query_clusters, stable_hash, stable_uniform, unseen_items
-from ..weighting import weigh
+from ..weighting import Adaptive, weigh
 
 logger = logging.getLogger("ecom_importance")
 
@@ -38,7 +39,9 @@ class Arm:
     weights: pd.Series | None = field(repr=False)  # by sample_id of training and trusted rows; rows of weight 0 and rows not named are not learned from. None once trained and put away
     control: str | None = None  # the arm that differs only in not looking at importance; None for arms that do not look
     estimator: str | None = None  # whose scores made the weights
-    way: str = ""  # how: "weighted" or "filtered"
+    way: str = ""  # how: "weighted", "filtered", "adaptive", "resampled", "relabelled"; "curve" for points that are shown and not chosen among; "" for arms that do not look
+    rule: Adaptive | None = field(default=None, repr=False)  # sets the weights anew as the training goes
+    gain: pd.Series | None = field(default=None, repr=False)  # by sample_id: labels that replace those of the table
 
 # %% ../../nbs/06_finetuning/03_arms.ipynb #f0ff57f2
 def make_arms(
@@ -111,9 +114,14 @@ def train_arm(
 ):  # a ranker
     "Fine-tune on an arm's rows, stopped or tuned on the first half of select."
     learns, stops = samples["sample_id"].isin(arm.weights.index[arm.weights > 0]), (halve_select(samples) if half is None else half) == "stop"
-    rows = np.flatnonzero(learns | stops)
-    table = samples.iloc[rows].assign(split=np.where(learns.iloc[rows], "train", "select"))
-    return fine_tune(table, arm.weights[arm.weights > 0], kind=kind, vectors=None if vectors is None else vectors[rows], metric=metric, seed=seed, **settings)
+    asked = ~learns & (samples["split"] == "valid") if arm.rule is not None and arm.rule.needs_trusted else np.zeros(len(samples), bool)
+    rows = np.flatnonzero(learns | stops | asked)
+    table = samples.iloc[rows].assign(split=np.select([learns.iloc[rows], stops.iloc[rows]], ["train", "select"], "valid"))
+    if arm.gain is not None:
+        given = table["sample_id"].map(arm.gain).to_numpy()
+        table = table.assign(gain=np.where(learns.iloc[rows] & np.isfinite(given), given, table["gain"]))
+    weights = arm.weights[arm.weights > 0]
+    return fine_tune(table, weights if arm.rule is None else replace(arm.rule, fixed=weights), kind=kind, vectors=None if vectors is None else vectors[rows], metric=metric, seed=seed, **settings)
 
 # %% ../../nbs/06_finetuning/03_arms.ipynb #13e73262
 @dataclass
@@ -156,6 +164,8 @@ def run_seed(
     keep: Iterable[float] = (0.6, 0.8),  # shares that filters keep
     share: float = 0.9,  # of the training queries
     levels: tuple[float, ...] | None = None,  # the gain map's
+    more_arms: Callable[[pd.DataFrame, Evidence, np.ndarray, pd.DataFrame, int], list[Arm]] | None = None,  # (noisy samples, evidence, vectors, scores, seed) → further arms
+    training: Mapping[str, Any] | None = None,  # further settings of fine_tune, the same for every arm
 ) -> SeedTrial:
     "Draw, plant, score, make arms, train each on the head, predict."
     drawn = draw_training_queries(samples, seed, share=share)
@@ -167,21 +177,25 @@ def run_seed(
     scores = score(evidence, list(dict.fromkeys([*acting, *detectors])), seed=seed, progress=False)
     seconds = {"scoring": time.perf_counter() - began, **{f"part {name}": taken for name, taken in evidence.seconds.items()}}
     arms = make_arms(noisy, scores[acting], pd.Series(find(evidence, "grade"), index=scores.index), keep=keep)
-    began = time.perf_counter()
-    half = halve_select(noisy)
-    predictions = {arm.name: train_arm(noisy, arm, metric=metric, vectors=vectors, seed=seed, half=half).predict(judged, judged_vectors) for arm in arms}
+    if more_arms:
+        arms += more_arms(noisy, evidence, vectors, scores, seed)
+    half, predictions, training = halve_select(noisy), {}, dict(training or {})
+    for arm in arms:
+        began = time.perf_counter()
+        predictions[arm.name] = train_arm(noisy, arm, metric=metric, vectors=vectors, seed=seed, half=half, **training).predict(judged, judged_vectors)
+        seconds[f"arm {arm.name}"] = time.perf_counter() - began
     if ledger is not None:
         clean = next(arm for arm in arms if arm.name == "uniform")
         # Labels are only known to be clean where nothing was planted before.
         before = "noise" in drawn and (drawn.loc[drawn["split"] == "train", "noise"] != "").any()
-        predictions["labels before planting" if before else "clean labels"] = _train_clean(drawn, clean, metric, vectorise, seed).predict(judged, judged_vectors)
-    seconds["training"] = time.perf_counter() - began
-    return SeedTrial(seed, len(scores), [replace(arm, weights=None) for arm in arms], predictions, _detect(noisy, scores), seconds)
+        predictions["labels before planting" if before else "clean labels"] = _train_clean(drawn, clean, metric, vectorise, seed, training).predict(judged, judged_vectors)
+    seconds["training"] = sum(taken for name, taken in seconds.items() if name.startswith("arm "))
+    return SeedTrial(seed, len(scores), [replace(arm, weights=None, rule=None, gain=None) for arm in arms], predictions, _detect(noisy, scores), seconds)
 
 
-def _train_clean(drawn: pd.DataFrame, uniform: Arm, metric: RankingMetric, vectorise: Callable, seed: int):
+def _train_clean(drawn: pd.DataFrame, uniform: Arm, metric: RankingMetric, vectorise: Callable, seed: int, training: Mapping[str, Any]):
     known = uniform.weights[uniform.weights.index.isin(drawn["sample_id"])]  # some kinds of noise add rows
-    return train_arm(drawn, Arm("clean labels", known), metric=metric, vectors=vectorise(drawn), seed=seed)
+    return train_arm(drawn, Arm("clean labels", known), metric=metric, vectors=vectorise(drawn), seed=seed, **training)
 
 
 def _detect(samples: pd.DataFrame, scores: pd.DataFrame) -> dict[str, dict[str, float]]:
@@ -233,7 +247,7 @@ def run_trial(
     seeds: Iterable[int] = range(3),
     remember: Callable[[int, Callable[[], SeedTrial]], SeedTrial] | None = None,  # gets a seed and what computes it; may keep the result on disk
     progress: bool = True,
-    **settings,  # of run_seed: detectors, noise, rate, keep, share, levels
+    **settings,  # of run_seed: detectors, noise, rate, keep, share, levels, more_arms, training
 ) -> Trial:
     "Run every arm on every seed. Test labels are not looked at here: `Trial.values` does that, at the end."
     seeds = list(seeds)
@@ -258,22 +272,28 @@ def choose_arm(
     trial: Trial,
     *,
     only_scored: bool = False,  # only among arms that look at importance
-    way: str = "",  # only among those that act in this way: "weighted" or "filtered"
+    way: str = "",  # only among those that act in this way
 ) -> str:
     "The arm with the highest mean of the metric on the choosing half of select; those that act on a baseline's scores are no candidates."
-    scored = {name: arm.estimator is not None for name, arm in trial.arms.items()}
-    names = [name for name, arm in trial.arms.items() if not (scored[name] and ESTIMATORS[arm.estimator].family == "baseline") and (scored[name] or not only_scored) and way in ("", arm.way)]
+    names = [name for name, arm in trial.arms.items() if _is_candidate(arm) and (arm.way or not only_scored) and way in ("", arm.way)]
     return max(names, key=lambda name: trial.values(name, "choose").mean())
+
+
+def _is_candidate(arm: Arm) -> bool:
+    "Whether an arm may be chosen: not those that act on a baseline's scores, and not the points of a curve."
+    return arm.way != "curve" and not (arm.estimator in ESTIMATORS and ESTIMATORS[arm.estimator].family == "baseline")
 
 
 def tabulate_arms(
     trial: Trial,
 ) -> pd.DataFrame:  # by arm, in order of the choosing half
     "Each arm's metric on the choosing half and on test, and its difference from its control on test."
-    verdicts = {name: compare(trial.values(name), trial.values(arm.control), names=(name, arm.control), metric=str(trial.metric)) for name, arm in trial.arms.items() if arm.control}
+    verdicts = {name: compare(trial.values(name), trial.values(arm.control), names=(name, arm.control), metric=str(trial.metric)) for name, arm in trial.arms.items() if arm.control and arm.way != "curve"}
     corrected = dict(zip(verdicts, holm([verdict.p for verdict in verdicts.values()]))) if verdicts else {}
     rows = []
     for name in trial.predictions:
+        if name in trial.arms and trial.arms[name].way == "curve":
+            continue
         verdict = verdicts.get(name)
         row = {"arm": name, "select": trial.values(name, "choose").mean(), "test": trial.values(name).mean()}
         if verdict:
@@ -316,7 +336,7 @@ def auto(
     "The estimator and the weighting that beat `uniform` on the choosing half of select after Holm's correction; `uniform` where none does. Test is not looked at."
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is {alpha}; expected between 0 and 1")
-    names = [name for name, arm in trial.arms.items() if arm.estimator is not None and ESTIMATORS[arm.estimator].family != "baseline"]
+    names = [name for name, arm in trial.arms.items() if arm.way and _is_candidate(arm)]
     uniform = trial.values("uniform", "choose")
     found = {name: compare(trial.values(name, "choose"), uniform, names=(name, "uniform"), metric=str(trial.metric)) for name in names}
     corrected = holm([verdict.p for verdict in found.values()]) if found else []
