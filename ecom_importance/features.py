@@ -186,10 +186,10 @@ def quiet_loading() -> Iterator[None]:
             theirs.enable_progress_bar()
 
 # %% ../nbs/03_features.ipynb #8b0b8aae
-def _open_network(folder: Path, precision: str) -> Any:
+def _open_network(folder: Path, precision: str, trust_remote_code: bool = False) -> Any:
     "The network of a folder, with fused attention where it has that."
     torch, transformers = import_torch(), import_transformers()
-    settings = dict(dtype=getattr(torch, precision), trust_remote_code=False)
+    settings = dict(dtype=getattr(torch, precision), trust_remote_code=trust_remote_code)
     try:
         return transformers.AutoModel.from_pretrained(folder, attn_implementation="sdpa", **settings)
     except ValueError as refusal:
@@ -203,16 +203,17 @@ def load_encoder(
     *,
     device: str | None = None,  # as in `choose_device`
     precision: str = "float32",  # "float32" or "bfloat16"
+    trust_remote_code: bool = False,  # run Python code that the folder brings; only for authors that you trust
 ) -> Encoder:
     "A fresh encoder in evaluation mode. `DataError` when the folder is no model, or needs code of its own to run."
     transformers, folder, digest = import_transformers(), model_folder(model), model_hash(model)
     try:
         with quiet_loading():
-            network = _open_network(folder, precision)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            network = _open_network(folder, precision, trust_remote_code)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as failure:  # a damaged file raises whatever its reader raises
-        remote = "auto_map" in (folder / "config.json").read_text(encoding="utf-8", errors="replace")
-        mend = "use a model that transformers has built in" if remote else "save model and tokenizer there again with save_pretrained"
+        remote = not trust_remote_code and "auto_map" in (folder / "config.json").read_text(encoding="utf-8", errors="replace")
+        mend = "use a model that transformers has built in, or, where you trust its authors, ask for it by name: trust_remote_code=True" if remote else "save model and tokenizer there again with save_pretrained"
         what = "the model brings Python code of its own, which is not run" if remote else f"transformers cannot open the model: {type(failure).__name__}: {str(failure).strip().splitlines()[0][:200]}"
         raise DataError(what, file=folder, expected="an encoder that transformers.AutoModel opens", mend=mend) from failure
     if getattr(network.config, "is_encoder_decoder", False):

@@ -525,3 +525,36 @@ def test_the_model_card_says_what_was_learned_and_how_well(tiny, tmp_path, kind)
     assert value["mean"] == pytest.approx(again, abs=1e-6) and f"{again:.4f}" in card.text and value["low"] <= value["mean"] <= value["high"]
     other = fine_tune(samples.assign(item_text=samples["item_text"] + " lamp"), weights, kind=kind, **how)
     assert other.settings["data"] != done["data"] == fine_tune(samples, weights, kind=kind, **how).settings["data"]
+
+
+def test_a_folder_whose_network_is_of_another_architecture_is_refused(tiny, tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification, BertModel, DistilBertConfig, DistilBertModel
+
+    config = BertConfig.from_pretrained(tiny)
+    good = make_ranker("bi-encoder", tiny, device="cpu").save(tmp_path / "good")
+    DistilBertModel(DistilBertConfig(vocab_size=config.vocab_size, dim=32, n_layers=2, n_heads=2, hidden_dim=64)).save_pretrained(good)
+    with pytest.raises(DataError, match="is about a BertModel, and the folder holds a DistilBertModel"):
+        load_ranker(good, device="cpu")
+    cross = make_ranker("cross-encoder", tiny, device="cpu").save(tmp_path / "cross")
+    BertModel(config).save_pretrained(cross)  # no classifier in it
+    with pytest.raises(DataError, match="weights are missing: classifier"):
+        load_ranker(cross, device="cpu")
+    BertForSequenceClassification(BertConfig.from_pretrained(tiny, num_labels=1)).save_pretrained(cross)
+    assert load_ranker(cross, device="cpu").kind == "cross-encoder"
+
+
+def test_code_that_a_folder_brings_runs_only_when_asked_for_by_name(tiny, tmp_path, monkeypatch):
+    import shutil
+
+    import transformers.dynamic_module_utils
+
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = shutil.copytree(tiny, tmp_path / "foreign")
+    (folder / "mine.py").write_text(f"import pathlib\nfrom transformers import BertConfig, BertModel\npathlib.Path({str(tmp_path / 'ran')!r}).write_text('')\n\nclass MineConfig(BertConfig):\n    model_type = 'mine'\n\nclass Mine(BertModel):\n    config_class = MineConfig\n")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "mine", "architectures": ["Mine"], "auto_map": {"AutoConfig": "mine.MineConfig", "AutoModel": "mine.Mine"}}))
+    with pytest.raises(DataError, match="brings Python code of its own.*trust_remote_code=True"):
+        fine_tune(table(), **FAST | dict(model=folder))
+    assert not list(tmp_path.rglob("ran")), "nothing of it was run"
+    ranker = fine_tune(table(), **FAST | dict(model=folder, trust_remote_code=True))
+    assert type(ranker.network).__name__ == "Mine" and list(tmp_path.rglob("ran"))

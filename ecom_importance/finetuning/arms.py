@@ -50,6 +50,7 @@ def make_arms(
     grade: pd.Series,  # by sample_id of the training rows: the class of the gain
     *,
     keep: Iterable[float] = (0.6, 0.8),  # shares of the training rows that filters keep
+    each_grade: bool = True,  # filters that keep these shares of each grade, too
 ) -> list[Arm]:
     "The arms without scores, and for each estimator weighting and filtering, with and without the trusted rows."
     log, trusted = (pd.Series(1.0, index=samples.loc[samples["split"] == split, "sample_id"].to_numpy()) for split in ("train", "valid"))
@@ -60,7 +61,8 @@ def make_arms(
         made = {f"weighted by {name}": weigh(scores[name], "rank")}
         for share in keep:
             made[f"best {100 * share:g}% by {name}"] = weigh(scores[name], "top_fraction", fraction=share)
-            made[f"best {100 * share:g}% of each grade by {name}"] = weigh(scores[name], "top_fraction", fraction=share, group=grade, balance="proportional")
+            if each_grade:
+                made[f"best {100 * share:g}% of each grade by {name}"] = weigh(scores[name], "top_fraction", fraction=share, group=grade, balance="proportional")
         for title, weights in made.items():
             way = "filtered" if title.startswith("best") else "weighted"
             arms.append(Arm(title, weights, "uniform", name, way))
@@ -162,6 +164,7 @@ def run_seed(
     noise: str = "",  # a kind of planted noise; "" for none
     rate: float = 0.0,  # share of training rows
     keep: Iterable[float] = (0.6, 0.8),  # shares that filters keep
+    each_grade: bool = True,  # filters that keep these shares of each grade, too
     share: float = 0.9,  # of the training queries
     levels: tuple[float, ...] | None = None,  # the gain map's
     more_arms: Callable[[pd.DataFrame, Evidence, np.ndarray, pd.DataFrame, int], list[Arm]] | None = None,  # (noisy samples, evidence, vectors, scores, seed) → further arms
@@ -176,7 +179,7 @@ def run_seed(
     acting = list(estimators)
     scores = score(evidence, list(dict.fromkeys([*acting, *detectors])), seed=seed, progress=False)
     seconds = {"scoring": time.perf_counter() - began, **{f"part {name}": taken for name, taken in evidence.seconds.items()}}
-    arms = make_arms(noisy, scores[acting], pd.Series(find(evidence, "grade"), index=scores.index), keep=keep)
+    arms = make_arms(noisy, scores[acting], pd.Series(find(evidence, "grade"), index=scores.index), keep=keep, each_grade=each_grade)
     if more_arms:
         arms += more_arms(noisy, evidence, vectors, scores, seed)
     half, predictions, training = halve_select(noisy), {}, dict(training or {})
@@ -214,6 +217,7 @@ class Trial:
     judged: pd.DataFrame  # query_id, gain, part ("choose" or "test"), unseen
     predictions: dict[str, np.ndarray]  # arm → (seeds, rows)
     seeds: list[SeedTrial]
+    measured: dict[tuple, np.ndarray] = field(default_factory=dict, repr=False)  # what `values` gave before
 
     def values(
         self,
@@ -223,9 +227,11 @@ class Trial:
         unseen: bool = False,  # only rows whose item text no training row holds
     ) -> np.ndarray:  # (seeds, queries)
         "The metric of each query, seed by seed."
-        rows = (self.judged["part"] == part).to_numpy() & (self.judged["unseen"].to_numpy() if unseen else True)
-        table = self.judged[rows]
-        return np.stack([self.metric.per_query(table["query_id"].to_numpy(), table["gain"].to_numpy(), one[rows])[1] for one in self.predictions[name]])
+        if (name, part, unseen) not in self.measured:
+            rows = (self.judged["part"] == part).to_numpy() & (self.judged["unseen"].to_numpy() if unseen else True)
+            table = self.judged[rows]
+            self.measured[name, part, unseen] = np.stack([self.metric.per_query(table["query_id"].to_numpy(), table["gain"].to_numpy(), one[rows])[1] for one in self.predictions[name]])
+        return self.measured[name, part, unseen]
 
     @property
     def arms(self) -> dict[str, Arm]:
@@ -247,7 +253,7 @@ def run_trial(
     seeds: Iterable[int] = range(3),
     remember: Callable[[int, Callable[[], SeedTrial]], SeedTrial] | None = None,  # gets a seed and what computes it; may keep the result on disk
     progress: bool = True,
-    **settings,  # of run_seed: detectors, noise, rate, keep, share, levels, more_arms, training
+    **settings,  # of run_seed: detectors, noise, rate, keep, each_grade, share, levels, more_arms, training
 ) -> Trial:
     "Run every arm on every seed. Test labels are not looked at here: `Trial.values` does that, at the end."
     seeds = list(seeds)

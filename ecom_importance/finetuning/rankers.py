@@ -119,7 +119,7 @@ class TextRanker:
         with quiet_loading():  # transformers draws its bar while saving, too
             self.network.save_pretrained(folder)
         self.encoder.tokenizer.save_pretrained(folder)
-        write_facts(self, folder, max_tokens=self.max_tokens, encoder=self.encoder.name, encoder_hash=self.encoder.digest, **self.facts())
+        write_facts(self, folder, max_tokens=self.max_tokens, encoder=self.encoder.name, encoder_hash=self.encoder.digest, architecture=type(self.network).__name__, **self.facts())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.encoder.name}, {max(len(self.history) - 1, 0)} epochs of training)"
@@ -240,33 +240,34 @@ def make_ranker(
     max_tokens: int = 128,  # longer texts are cut
     seed: int = 0,  # of the cross-encoder's new layer
     device: str | None = None,  # "cpu", "cuda", "mps"; None takes the best that is there
+    trust_remote_code: bool = False,  # run Python code that the model's folder brings
 ) -> TextRanker:
     "An untrained ranker. `DataError` when the model cannot be opened or the kind is unknown."
     if kind not in ("bi-encoder", "cross-encoder"):
         raise DataError(f"kind is {kind!r}", expected="'bi-encoder' or 'cross-encoder'", mend="a head is made by fine_tune(kind='head', vectors=...)")
     if max_tokens < 4:
         raise DataError(f"max_tokens is {max_tokens}", expected="at least 4: three marks and a word")
-    encoder = load_encoder(model, device=device)
+    encoder = load_encoder(model, device=device, trust_remote_code=trust_remote_code)
     if kind == "bi-encoder":
         return BiEncoder(encoder, max_tokens)
     torch = import_torch()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return CrossEncoder(_with_classifier(encoder, model_folder(model)), max_tokens)
+        return CrossEncoder(_with_classifier(encoder, model_folder(model), trust_remote_code)[0], max_tokens)
 
 
-def _with_classifier(encoder: Encoder, folder: Path) -> Encoder:
-    "The same encoder with a layer on top that gives one number."
+def _with_classifier(encoder: Encoder, folder: Path, trust_remote_code: bool = False) -> tuple[Encoder, list[str]]:
+    "The same encoder with a layer on top that gives one number, and the weights that the folder lacks."
     torch = import_torch()
     from transformers import AutoModelForSequenceClassification
 
     try:
         with quiet_loading():
-            network = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32, trust_remote_code=False)
+            network, info = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True)
     except Exception as failure:  # a damaged file raises whatever its reader raises
         raise DataError(f"transformers cannot open it as a cross-encoder: {type(failure).__name__}: {str(failure).strip().splitlines()[0][:200]}", file=folder,
                         expected="an encoder that AutoModelForSequenceClassification opens", mend="use kind='bi-encoder', or another model") from failure
-    return replace(encoder, network=network.to(encoder.device).eval())
+    return replace(encoder, network=network.to(encoder.device).eval()), sorted(info["missing_keys"])
 
 # %% ../../nbs/06_finetuning/00_rankers.ipynb #ad66546b
 def make_head(
@@ -386,6 +387,8 @@ def model_card(
                   f"- weights: {'from {:.3g} to {:.3g}, worth {:,.0f} rows of equal weight'.format(weights['lowest'], weights['highest'], weights['effective_rows']) if done['weighted'] else 'all alike'}",
                   f"- what labels are worth: {', '.join(f'{label} = {gain:g}' for label, gain in done['gains'].items()) or 'graded gains'}",
                   f"- loss: {done['loss']}, seed {done['seed']}" + "".join(f", {name.replace('_', ' ')} {done[name]:g}" for name in ("learning_rate", "epochs", "batch_size", "ridge") if isinstance(done.get(name), (int, float))), ""]
+    if done.get("averaged"):
+        lines += ["## What it was made of", "", f"The mean of {len(done['averaged'])} rankers' parameters:", "", *(f"- {', '.join(f'{name.replace(chr(95), chr(32))} {value}' for name, value in one.items() if name != 'on_select')}" for one in done["averaged"]), ""]
     if done.get("on_select"):
         value = done["on_select"]
         ends = "no interval from one query" if value["low"] is None else f"95 % interval over queries {value['low']:.4f} to {value['high']:.4f}"
@@ -398,16 +401,23 @@ def load_ranker(
     folder: str | Path,  # as `save` wrote it
     *,
     device: str | None = None,  # "cpu", "cuda", "mps"; None takes the best that is there
+    trust_remote_code: bool = False,  # run Python code that the folder brings
 ) -> TextRanker | HeadRanker:
-    "A saved ranker. `DataError` when the folder is not one."
+    "A saved ranker. `DataError` when the folder is not one, or its weights are of another architecture."
     folder = Path(folder).expanduser()
     facts = _read_facts(folder)
     if facts["kind"] == "head":
         ranker = HeadRanker(_read_head(folder))
     else:
-        encoder = replace(load_encoder(folder, device=device), name=facts["encoder"])
+        encoder, missing = replace(load_encoder(folder, device=device, trust_remote_code=trust_remote_code), name=facts["encoder"]), []
         if facts["kind"] == "cross-encoder":
-            ranker = CrossEncoder(_with_classifier(encoder, folder), facts["max_tokens"])
+            encoder, missing = _with_classifier(encoder, folder, trust_remote_code)
+        found, said = type(encoder.network).__name__, facts.get("architecture")
+        if missing or said not in (None, found):
+            raise DataError(f"ranker.json is about a {said}, and the folder holds a {found}" if said not in (None, found) else f"weights are missing: {', '.join(missing[:3])}", file=folder,
+                            expected="network and ranker.json as one save wrote them", mend="save the ranker again, or load the right folder")
+        if facts["kind"] == "cross-encoder":
+            ranker = CrossEncoder(encoder, facts["max_tokens"])
         else:
             ranker = BiEncoder(encoder, facts["max_tokens"])
             ranker.line.data.copy_(import_torch().tensor(facts["line"]))

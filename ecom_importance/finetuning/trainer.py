@@ -512,5 +512,6 @@ def run_training(
                 epoch, batch = runner.model.epoch, len(runner.losses)
                 raise TrainingError(str(failure), epoch=epoch, batch=batch, sample_ids=training.sample_ids[runner.batch].tolist(), ranker=choice.finish(), kept=choice.kept) from None
             finally:
-                runner.accelerator.free_memory()
+                if training.ranker.encoder.device != "cpu":
+                    runner.accelerator.free_memory()
     return choice.finish()

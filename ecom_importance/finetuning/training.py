@@ -116,6 +116,7 @@ def fine_tune(
     patience: int = 2,  # epochs without a better one on select before training stops
     steps_per_epoch: int | None = None,  # batches in an epoch; None = one pass
     max_tokens: int = 128,  # longer texts are cut
+    trust_remote_code: bool = False,  # run Python code that the model's folder brings; only for authors that you trust
     weight_decay: float = 0.01,  # the L2 penalty, as AdamW takes it
     l1: float = 0.0,  # L1 penalty of the matrices that learn
     warmup: float = 0.1,  # share of all steps
@@ -144,7 +145,7 @@ def fine_tune(
         return ranker
     learning_rate = LEARNING_RATES[kind] if learning_rate is None else learning_rate
     steps = dict(epochs=epochs, learning_rate=learning_rate, patience=patience, weight_decay=weight_decay, warmup=warmup, clip=clip, accumulate=accumulate)
-    ranker = make_ranker(kind, model, max_tokens=max_tokens, seed=seed, device=_own_device(device))
+    ranker = make_ranker(kind, model, max_tokens=max_tokens, seed=seed, device=_own_device(device), trust_remote_code=trust_remote_code)
     if train_layers is None:
         train_layers = min(TRAIN_LAYERS[kind], getattr(ranker.network.config, "num_hidden_layers", TRAIN_LAYERS[kind]))
     ranker.settings = settings | steps | dict(batch_size=batch_size, train_layers=train_layers, lora=lora, l1=l1, frozen_states=frozen_states, steps_per_epoch=steps_per_epoch)
