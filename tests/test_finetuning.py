@@ -25,6 +25,7 @@ from ecom_importance.finetuning.training import fit_line, read_weights
 from ecom_importance.importance.heads import RIDGE_GRID, fit_head
 from ecom_importance.samples import DataError
 
+pytestmark = pytest.mark.usefixtures("quick_collections")
 WORDS = "oat milk steel bottle red shoe lamp chair wool sock blue cup tea pot".split()
 CHINESE = list("保温杯不锈钢红色鞋灯椅羊毛袜蓝茶壶")
 METRIC = RankingMetric("ndcg", k=None)

@@ -20,6 +20,9 @@ from ecom_importance.samples import DataError
 from ecom_importance.weighting.adaptive import Focal, MetaGradient, SelfPaced, Truncated
 
 
+pytestmark = pytest.mark.usefixtures("quick_collections")
+
+
 class Kill(transformers.TrainerCallback):
     "Ends the run after so many steps, as a scheduler would."
 

@@ -1,5 +1,4 @@
 """Search, averages and rounds: held-out values by brute force, searches that are killed, rows that must not be read, bad input."""
-import gc
 import math
 import sqlite3
 
@@ -19,13 +18,7 @@ from ecom_importance.samples import DataError
 from ecom_importance.weighting import effective_sample_size, weigh
 
 
-@pytest.fixture(autouse=True)
-def quick_collections():
-    "Each training collects garbage twice, and going through all that torch and transformers have loaded takes longer than a tiny training."
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
+pytestmark = pytest.mark.usefixtures("quick_collections")
 
 HEAD = dict(kind="head", metric=METRIC, progress=False, folds=3)
 
