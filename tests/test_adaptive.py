@@ -43,19 +43,31 @@ def test_focal_and_reweighted_are_powers_of_the_agreement():
 
 def test_meta_gradient_is_the_slope_of_the_trusted_loss_after_one_step():
     rng = np.random.default_rng(3)
-    x, x_valid, theta = rng.normal(size=(7, 3)), rng.normal(size=(5, 3)), rng.normal(size=4)
-    y, y_valid = rng.random(7), rng.random(5)
+    x, x_valid, theta = rng.normal(size=(7, 3)) + 2, rng.normal(size=(5, 3)) + 2, rng.normal(size=3)
+    y, y_valid, centre = rng.random(7), rng.random(5), x.mean(axis=0)
 
-    def trusted_loss(weights, rate=1e-4):
-        slope = expit(x @ theta[:3] + theta[3]) - y
-        moved = theta - rate * np.r_[x.T @ (weights * slope), weights @ slope]
-        z = x_valid @ moved[:3] + moved[3]
+    def trusted_loss(weights, rate=1e-4):  # of a head on vectors taken from their mean
+        slope = expit((x - centre) @ theta) - y
+        z = (x_valid - centre) @ (theta - rate * (x - centre).T @ (weights * slope))
         return np.mean(np.logaddexp(0, z) - y_valid * z)
 
     finite = [(trusted_loss(np.eye(7)[row]) - trusted_loss(-np.eye(7)[row])) / 2e-4 for row in range(7)]
-    found = pull(x, expit(x @ theta[:3] + theta[3]) - y, x_valid, expit(x_valid @ theta[:3] + theta[3]) - y_valid)
+    found = pull(x, expit((x - centre) @ theta) - y, x_valid, expit((x_valid - centre) @ theta) - y_valid)
     np.testing.assert_allclose(found, -np.array(finite), rtol=1e-5)
-    assert (MetaGradient().raw(Step(np.ones(7), np.ones(7), y, 0.0, found)) == np.maximum(found, 0)).all()
+    assert (MetaGradient(calm=0).raw(Step(np.ones(7), np.ones(7), y, 0.0, found)) == np.maximum(found, 0)).all()
+    assert (MetaGradient(calm=0.5).raw(Step(np.ones(7), np.ones(7), y, 0.0, found)) == np.maximum(found + 0.5, 0)).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_learning_to_reweight_does_not_switch_grades_off_where_vectors_are_short_or_point_one_way(scale):
+    rng = np.random.default_rng(0)
+    x, slope = scale * (rng.normal(size=(900, 8)) + 4), rng.normal(size=8) * 2
+    y = (rng.random(900) < expit((x / scale - 4) @ slope)).astype(float)
+    given = np.where((np.arange(900) < 600) & (rng.random(900) < 0.3), 1 - y, y)
+    for _, weights in adapt_head(x[:600], given[:600], MetaGradient(), x_valid=x[600:], y_valid=y[600:], ridge=1e-4 * scale**2):
+        assert min(weights[given[:600] == grade].mean() for grade in (0, 1)) > 0.3
+    wrong = (given != y)[:600]
+    assert weights[wrong].mean() < 0.7 * weights[~wrong].mean()
 
 
 @settings(deadline=None, max_examples=60)
@@ -73,7 +85,7 @@ def test_a_step_keeps_its_weight_under_every_rule(name, rows, progress, seed):
 
 def test_where_no_row_pulls_the_right_way_the_fixed_weights_stand():
     step = step_of([0.5, 0.5], [1, 0], pull=np.array([-1.0, -2.0]))
-    assert MetaGradient()(step, np.array([0.5, 1.5])).tolist() == [0.5, 1.5]
+    assert MetaGradient(calm=0)(step, np.array([0.5, 1.5])).tolist() == [0.5, 1.5]
 
 
 def test_a_rule_that_asks_trusted_rows_says_when_there_are_none():
@@ -82,7 +94,7 @@ def test_a_rule_that_asks_trusted_rows_says_when_there_are_none():
 
 
 @pytest.mark.parametrize("make", [lambda: SelfPaced(first=0), lambda: SelfPaced(first=0.5, last=0.4), lambda: Focal(power=-1), lambda: Truncated(most=1), lambda: Truncated(ramp=0),
-                                  lambda: Reweighted(beta=-0.1), lambda: Reweighted(beta=np.nan), lambda: Focal(power=np.inf)])
+                                  lambda: Reweighted(beta=-0.1), lambda: Reweighted(beta=np.nan), lambda: Focal(power=np.inf), lambda: MetaGradient(calm=-1)])
 def test_settings_outside_their_bounds_are_named(make):
     with pytest.raises(ValueError, match="expected"):
         make()

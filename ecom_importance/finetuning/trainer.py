@@ -131,6 +131,7 @@ class Training:
         self.query_on_device = torch.from_numpy(self.query).to(device)
         self.steps_per_epoch = steps_per_epoch or int(np.ceil(len(train) / batch_size))
         self.rows_per_batch = len(train) / int(np.ceil(len(train) / batch_size))
+        self.pull_unit = 0.0  # mean size of the pulls in the first step
         self.progress = 0.0  # share of the steps that were taken
         self.seen: list | None = [] if record else None  # a frame a batch
         self.most_rows: int | None = None  # that fit in memory; None = a batch has fitted so far
@@ -187,7 +188,9 @@ class Training:
             logit, seen = self.ranker.look(self.tokens, drawn)
             slope_trusted = logit.sigmoid() - self.gain[torch.from_numpy(drawn).to(self.gain.device)]
         as_numbers = lambda values: values.detach().double().cpu().numpy()
-        return pull(as_numbers(vectors), slope, as_numbers(seen), as_numbers(slope_trusted))
+        found = pull(as_numbers(vectors), slope, as_numbers(seen), as_numbers(slope_trusted))
+        self.pull_unit = self.pull_unit or float(np.abs(found).mean()) or 1.0
+        return found / self.pull_unit
 
 # %% ../../nbs/06_finetuning/01_trainer.ipynb #eff1a057
 def cut(
@@ -273,7 +276,7 @@ def write_state(
     save_file(named(choice.weights), folder / "best.safetensors")
     if choice.training.seen:
         pd.concat(choice.training.seen, ignore_index=True).to_parquet(folder / "record.parquet")
-    state = {"history": choice.history, "best": choice.best, "kept": choice.kept, "kept_each": choice.kept_each.tolist(), "most_rows": choice.training.most_rows}
+    state = {"history": choice.history, "best": choice.best, "kept": choice.kept, "kept_each": choice.kept_each.tolist(), "most_rows": choice.training.most_rows, "pull_unit": choice.training.pull_unit}
     (folder / "choice.json").write_text(json.dumps(state), encoding="utf-8")
 
 
@@ -286,7 +289,7 @@ def read_state(
 
     state = json.loads((folder / "choice.json").read_text(encoding="utf-8"))
     choice.history, choice.best, choice.kept, choice.kept_each = state["history"], state["best"], state["kept"], np.array(state["kept_each"], float)
-    choice.training.most_rows = state["most_rows"]
+    choice.training.most_rows, choice.training.pull_unit = state["most_rows"], state["pull_unit"]
     choice.started -= choice.history[-1]["seconds"]
     for values, name in ((choice.training.learning, "model"), (choice.weights, "best")):
         found = load_file(folder / f"{name}.safetensors")

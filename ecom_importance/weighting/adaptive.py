@@ -27,7 +27,7 @@ class Step:
     agreement: Array  # (rows,) in [0, 1]: how far the prediction agrees with the label
     gain: Array  # (rows,) in [0, 1], as given
     progress: float  # share of the training that lies behind, 0 … 1
-    pull: Array | None = None  # (rows,) how much a step along the row's gradient lowers the trusted rows' loss, to first order; None where no rule asks
+    pull: Array | None = None  # (rows,) how much a step along the row's gradient lowers the trusted rows' loss, to first order, in units of the first step's mean; None where no rule asks
 
 # %% ../../nbs/05_weighting/04_adaptive.ipynb #58deae5e
 @dataclass(frozen=True)
@@ -130,10 +130,14 @@ class Reweighted(Adaptive):
 class MetaGradient(Adaptive):
     "A row counts by how much its gradient lowers the trusted rows' loss in one step of the head. After Ren et al. 2018, arXiv:1803.09050."
 
+    calm: float = 0.3  # κ, in units of the first step's mean pull; 0 is the paper's rule, which swings near the end
     needs_trusted = True
 
+    def __post_init__(self) -> None:
+        _check(self, calm=(0, np.inf))
+
     def raw(self, step: Step) -> Array:
-        return np.maximum(step.pull, 0)
+        return np.maximum(step.pull + self.calm, 0)
 
 
 def pull(
@@ -142,9 +146,10 @@ def pull(
     vectors_valid: Array,  # (M, d)
     slope_valid: Array,  # (M,)
 ) -> Array:  # (rows,)
-    "Each row's head gradient times the mean head gradient of the trusted rows, intercept included."
-    wanted = slope_valid @ vectors_valid / len(slope_valid)
-    return slope * (vectors @ wanted + slope_valid.mean())
+    "Each row's head gradient times the mean head gradient of the trusted rows, vectors taken from the rows' mean."
+    centre = vectors.mean(axis=0)
+    wanted = slope_valid @ (vectors_valid - centre) / len(slope_valid)
+    return slope * ((vectors - centre) @ wanted)
 
 # %% ../../nbs/05_weighting/04_adaptive.ipynb #2ad6be71
 RULES = {"self_paced": SelfPaced, "focal": Focal, "truncated": Truncated, "reweighted": Reweighted, "meta_gradient": MetaGradient}
@@ -171,12 +176,14 @@ def adapt_head(
     fixed = np.ones(len(x)) if fixed is None else np.asarray(fixed, float)
     goal = fit_head(x, y, ridge=ridge, weights=fixed) if goal is None else goal
     penalty = np.r_[np.full(x.shape[1], goal.ridge), INTERCEPT_RIDGE]
-    theta = np.r_[np.zeros(x.shape[1]), logit(np.clip(np.average(y, weights=fixed), 1e-6, 1 - 1e-6))]
+    theta, unit = np.r_[np.zeros(x.shape[1]), logit(np.clip(np.average(y, weights=fixed), 1e-6, 1 - 1e-6))], 0.0
     for number in range(steps):
         slope = expit(_logits(x, theta)) - y
         wanted = None
         if rule.needs_trusted and x_valid is not None and len(x_valid):
             wanted = pull(x, slope, x_valid, expit(_logits(x_valid, theta)) - y_valid)
+            unit = unit or float(np.abs(wanted).mean()) or 1.0
+            wanted = wanted / unit
         weights = rule(Step(log_losses(slope + y, y), 1 - np.abs(slope), y, number / max(steps - 1, 1), wanted), fixed)
         share = weights * slope / weights.sum()
         theta = theta - STEP * goal.solve(np.r_[x.T @ share.astype(x.dtype), share.sum()] + penalty * theta)
