@@ -43,7 +43,7 @@ def alike(one, other, samples):
 # ---- going on after a crash
 
 @pytest.mark.parametrize("kind, extra, after", [("bi-encoder", {}, 6), ("cross-encoder", dict(record=True), 9), ("cross-encoder", dict(loss="pairwise", accumulate=2), 3), ("cross-encoder", dict(lora=2), 5),
-                                                ("bi-encoder", dict(weights=Truncated(most=0.4)), 5), ("cross-encoder", dict(weights=MetaGradient()), 5), ("cross-encoder", dict(frozen_states=None, train_layers="all"), 6)])
+                                                ("bi-encoder", dict(weights=Truncated(most=0.4)), 11), ("cross-encoder", dict(weights=MetaGradient()), 11), ("cross-encoder", dict(frozen_states=None, train_layers="all"), 6)])
 def test_a_killed_training_goes_on_to_the_same_bits(tiny, tmp_path, kind, extra, after):
     samples, how = with_trusted() if "weights" in extra else table(), FAST | dict(kind=kind, model=tiny, epochs=3, patience=3) | extra
     whole = fine_tune(samples, **how)
@@ -248,7 +248,7 @@ def with_trusted():
 @pytest.mark.parametrize("kind", ["bi-encoder", "cross-encoder", "head"])
 def test_learning_to_reweight_reads_the_trusted_rows_and_no_others_do(tiny, kind):
     samples, vectors = with_trusted(), np.random.default_rng(0).normal(size=(96, 5)).astype(np.float32)
-    how = FAST | dict(kind=kind, vectors=vectors) if kind == "head" else FAST | dict(kind=kind, model=tiny, patience=5)
+    how = dict(kind=kind, vectors=vectors, metric=METRIC) if kind == "head" else FAST | dict(kind=kind, model=tiny, patience=5)
     changed = samples.assign(gain=samples["gain"].where(samples["split"] != "valid", 1 - samples["gain"]))
     weights = lambda rule, table: fine_tune(table, rule, **how).record["weight"].to_numpy()
     assert not np.allclose(weights(MetaGradient(), samples), weights(MetaGradient(), changed))
@@ -261,6 +261,21 @@ def test_learning_to_reweight_says_what_it_lacks(tiny):
         fine_tune(samples, MetaGradient(), **FAST | dict(model=tiny))
     with pytest.raises(DataError, match="compares the gradients of rows"):
         fine_tune(with_trusted(), MetaGradient(), loss="pairwise", **FAST | dict(model=tiny))
+
+
+@pytest.mark.parametrize("setting", [dict(lora=4), dict(learning_rate=1e-3), dict(accumulate=2), dict(folder="run"), dict(l1=0.1), dict(train_layers=2)])
+def test_a_head_refuses_what_it_has_no_use_for(setting):
+    with pytest.raises(DataError, match=f"a head has no {next(iter(setting))}"):
+        fine_tune(table(), kind="head", vectors=np.zeros((48, 2)), metric=METRIC, **setting)
+
+
+def test_rules_that_were_not_called_and_words_are_named():
+    with pytest.raises(DataError, match=r"the class Truncated.*Truncated\(\)"):
+        fine_tune(table(), Truncated, kind="head", vectors=np.ones((48, 2)))
+    with pytest.raises(DataError, match="weights are 'Truncated'"):
+        fine_tune(table(), "Truncated", kind="head", vectors=np.ones((48, 2)))
+    with pytest.raises(DataError, match="lora is '4'"):
+        fine_tune(table(), lora="4")
 
 
 def test_a_head_under_a_rule_keeps_the_best_epoch_on_select(tmp_path):

@@ -122,7 +122,8 @@ class TextRanker:
         write_facts(self, folder, max_tokens=self.max_tokens, encoder=self.encoder.name, encoder_hash=self.encoder.digest, architecture=type(self.network).__name__, **self.facts())
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.encoder.name}, {max(len(self.history) - 1, 0)} epochs of training)"
+        kept, run = self.settings.get("kept_epoch"), max(len(self.history) - 1, 0)
+        return f"{type(self).__name__}({self.encoder.name}, {f'epoch {kept} of {run} kept' if run and kept is not None else 'untrained'})"
 
 # %% ../../nbs/06_finetuning/00_rankers.ipynb #ce4cc79f
 class BiEncoder(TextRanker):

@@ -254,6 +254,11 @@ def make_plan(
     query_ids = metric.per_query(select["query_id"].to_numpy(), select["gain"].to_numpy(), np.zeros(len(select)))[0]
     weights_at = _read_weights_at(weights, scores, table.loc[train, "sample_id"])
     own_space, defaults = _defaults(kind, settings, vectors, train)
+    if space is not None and not isinstance(space, Mapping):
+        raise DataError(f"space is a {type(space).__name__}", expected="setting → (lowest, highest) or a list of choices, or None for SPACES")
+    useless = [name for name in space or {} if kind == "head" and name in inspect.signature(fine_tune).parameters and name not in (*NOT_SEARCHED, "ridge")]
+    if useless:
+        raise DataError(f"a head has no {', '.join(useless)}, so a search over it would change nothing", expected="ridge and temperature", mend="leave it out, or search a bi-encoder")
     space = dict(own_space if space is None else space)
     if scores is not None:
         space = {"temperature": TEMPERATURES} | space
@@ -480,7 +485,7 @@ class Tuned:
         return hold_out_best(self.noted, self.plan.fold, self.plan.patience)[0]
 
     def judge(self) -> Verdict:
-        "Whether the search, held out, beats its first trial: the defaults with uniform weights."
+        "Whether the search, held out, beats its first trial: the defaults with uniform weights (for a head, the middle ridge)."
         if 0 not in self.noted:
             raise DataError("the first trial, the defaults, did not come to an end, so there is nothing to compare with", expected="defaults that train", mend="look at the table, and compare values by hand")
         return compare(self.nested(), self.values(0), names=("the search", "its first trial"), metric=str(self.plan.metric).split(" (")[0])

@@ -64,7 +64,7 @@ def torch_sampler(
     n: int | None = None,  # rows in an epoch; None = as many as there are training rows
     seed: int = 0,  # of the draws, which differ from epoch to epoch
 ) -> "torch.utils.data.WeightedRandomSampler":  # of positions in samples
-    "Draw training rows in proportion to their weights, with replacement; the loss is then left without weights."
+    "Draw training rows in proportion to their weights, with replacement; the loss is then left without weights. Positions are those of the whole table: the dataset beside it has to hold every row of it."
     if n is not None and not (isinstance(n, (int, np.integer)) and n >= 1):
         raise DataError(f"n is {n!r}", expected="a whole number of rows, at least 1")
     if len(samples) > MOST_DRAWN:
@@ -93,7 +93,7 @@ def to_dataset(
     *,
     columns: Sequence[str] = ("sample_id", "query_id", "query", "item_text", "gain"),  # to hand on
 ) -> "datasets.Dataset":  # the training rows of weight above 0, in their order: the columns, and `weight` (float64, mean 1)
-    "A Hugging Face dataset with a column of weights."
+    "A Hugging Face dataset with a column of weights. It holds training rows alone: positions of `torch_sampler`, which are those of the whole table, do not fit it."
     library = _from_export("datasets")
     if TEXTS & set(columns):
         refuse_synthetic(samples, "a dataset of texts")
@@ -148,14 +148,14 @@ def for_xgboost(
     samples: pd.DataFrame,  # the sample table
     weights: pd.Series,  # by `sample_id` of its training rows, mean 1
 ) -> RankingArrays:  # label = gains, weight = one a query: the mean of its rows above 0, scaled to mean 1 over queries
-    "Arrays for `xgboost.DMatrix(vectors[a.rows], a.label, qid=a.qid, weight=a.weight)` and `ndcg_exp_gain=False`."
+    "Arrays for `xgboost.DMatrix(vectors[a.rows], a.label, qid=a.qid, weight=a.weight)` and `ndcg_exp_gain=False`: one weight a QUERY; `lost` says how much of the weights that leaves behind."
     table, gains = _sorted_by_query(samples, weights)
     by_query = table.groupby(table["query_id"].astype(str), sort=True)["weight"]
     mean, sizes, variance = by_query.mean(), by_query.size().to_numpy(), float(table["weight"].var(ddof=0))
     inside = float(((table["weight"] - by_query.transform("mean")) ** 2).mean())
     lost = inside / variance if variance > 1e-20 else 0.0
     if lost > 0.01:
-        LOG.info("for_xgboost: %.0f %% of the weights' variance lies inside queries, and is lost", 100 * lost)
+        LOG.log(logging.WARNING if lost > 0.5 else logging.INFO, "for_xgboost: one weight a query is all that XGBoost takes; %.0f %% of the weights' variance lies inside queries, and is lost", 100 * lost)
     return RankingArrays(table.index.to_numpy(), table["gain"].to_numpy(np.float32), mean.to_numpy() / mean.mean(), sizes, table["query_id"].to_numpy()[np.cumsum(sizes) - sizes], gains, lost)
 
 # %% ../../nbs/05_weighting/06_exports.ipynb #b100afbe

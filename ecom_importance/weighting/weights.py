@@ -374,13 +374,15 @@ def apply_weights(
     drop_zero: bool = True,  # leave out the rows of weight 0 and scale the others to mean 1
 ) -> pd.DataFrame:  # the training rows, in their order, with a column `weight` of mean 1
     "Join training rows with their weights; `DataError` names ids that stand on one side only."
-    weights = check_weights(weights)
     if "sample_id" not in samples.columns:
         raise DataError(f"the samples have no column sample_id; found {_named(samples.columns)}", column="sample_id", mend="call reset_index() if it is the index")
     is_train = samples["split"].eq("train").to_numpy() if "split" in samples.columns else np.ones(len(samples), bool)
     ids = pd.Index(samples["sample_id"])
     _check_ids(ids, "samples")
-    _check_same_ids(ids[is_train], weights.index, ids[~is_train])
+    if isinstance(weights, pd.Series) and len(weights):  # before their mean: a row that is missing or too much changes it
+        _check_ids(weights.index, "weights")
+        _check_same_ids(ids[is_train], weights.index, ids[~is_train])
+    weights = check_weights(weights)
     table = samples[is_train].assign(weight=weights.reindex(ids[is_train]).to_numpy())
     if drop_zero:
         table = table[table["weight"] > 0]
