@@ -10,6 +10,7 @@ __all__ = ['logger', 'WINDOW', 'LINE_FACTOR', 'draw_batches', 'rate_at', 'make_o
 # %% ../../nbs/06_finetuning/01_trainer.ipynb #6eeccfc6
 import json
 import logging
+import os
 import random
 import tempfile
 import time
@@ -306,6 +307,10 @@ def claim_folder(
     "Make the folder of a run, or find it. `DataError` when another run lives there."
     folder = Path(folder).expanduser()
     facts = json.loads(json.dumps(settings, default=str))
+    waited = 0.0
+    while int(os.environ.get("RANK", 0)) and not (folder / "run.json").is_file() and waited < 60:  # under torchrun the first process makes it
+        time.sleep(0.1)
+        waited += 0.1
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "run.json").is_file():
