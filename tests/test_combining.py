@@ -146,6 +146,8 @@ def test_chinese_text_and_few_queries():
     ({"names": ["oof_loss", "oof_los"]}, "oof_los"),
     ({"rates": {}}, "kinds of list_noise"),
     ({"rates": {"duplicate_conflict": 0.1}}, "add no rows"),
+    ({"rates": {"wrong_category": 0.1}}, "add no rows"),
+    ({"rates": {"stale_item": 0.1}}, "spoil labels"),
     ({"rates": {"flip": 0.0}}, "above 0"),
     ({"rates": {"flip": 0.5, "whole_query": 0.5}}, "at most 0.8"),
     ({"rates": {"typo": 0.1}}, "unknown"),

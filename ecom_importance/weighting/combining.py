@@ -19,7 +19,7 @@ from scipy.special import expit
 from ..evaluation import average_precision, roc_auc
 from ..importance import Evidence, score
 from ..importance.estimators import progress_bar, shows_bars
-from ..preprocessing.noise import plant_mixture
+from ..preprocessing.noise import NOISE, plant_mixture
 from ..samples import DataError, fit_query_clusters, stable_hash
 from .weights import check_scores, estimator_columns, relative_rank
 
@@ -135,8 +135,8 @@ def _check_stack(samples: pd.DataFrame, vectors: np.ndarray, names: Sequence[str
         raise DataError(f"{len(samples):,} samples and {len(vectors):,} vectors", expected="a vector for each sample, in the same order", mend="make the vectors again after filtering the samples")
     if len(names) < 2 or len(set(names)) < len(names):
         raise DataError(f"a stack of {', '.join(names) or 'nothing'}", expected="two or more different estimators", mend="see list_estimators(); one estimator alone goes to weigh() as it is")
-    if not rates or "duplicate_conflict" in rates or not all(rate > 0 for rate in rates.values()) or sum(rates.values()) > 0.8:
-        raise DataError(f"the rates are {dict(rates)}", expected="kinds of list_noise() that add no rows (not duplicate_conflict), each with a share above 0, together at most 0.8", mend=f"the default is {RATES}")
+    if not rates or any(kind in NOISE and (NOISE[kind].adds or kind == "stale_item") for kind in rates) or not all(rate > 0 for rate in rates.values()) or sum(rates.values()) > 0.8:
+        raise DataError(f"the rates are {dict(rates)}", expected="kinds of list_noise() that add no rows and spoil labels (not duplicate_conflict, wrong_category, stale_item), each with a share above 0, together at most 0.8", mend=f"the default is {RATES}")
     if copies < 1 or n_folds < 2 or not ridge >= 0:
         raise DataError(f"copies is {copies}, n_folds {n_folds} and ridge {ridge}", expected="at least 1, 2 and 0", mend="leave them at their defaults")
 
