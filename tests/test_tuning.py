@@ -1,4 +1,5 @@
 """Search, averages and rounds: held-out values by brute force, searches that are killed, rows that must not be read, bad input."""
+import json
 import math
 import sqlite3
 
@@ -11,11 +12,12 @@ from test_finetuning import FAST, METRIC, table, tiny  # noqa: F401  (tiny is a 
 from ecom_importance.evaluation import RankingMetric, spearman
 from ecom_importance.features import sample_vectors
 from ecom_importance.finetuning import fine_tune, load_ranker, make_ranker
-from ecom_importance.finetuning.rounds import average_scores, average_weights, iterate, pair_vectors, score_round
+from ecom_importance.finetuning.rounds import average_scores, average_weights, iterate, load_average, pair_vectors, score_round
 from ecom_importance.finetuning.tuning import deal_queries, hold_out, hold_out_best, keep_epoch, quiet_optuna, read_space, tune
 from ecom_importance.importance import estimator
 from ecom_importance.samples import DataError
 from ecom_importance.weighting import effective_sample_size, weigh
+from ecom_importance.weighting.adaptive import Focal, MetaGradient, SelfPaced, Truncated
 
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
@@ -250,17 +252,89 @@ def test_bad_input(change, told):
         tune(samples, **HEAD | dict(vectors=vectors, trials=2) | change)
 
 
-def test_rules_and_missing_splits_are_refused():
-    from ecom_importance.weighting.adaptive import Focal
-
+def test_weights_beside_scores_and_missing_splits_are_refused():
     samples, vectors, wrong = with_vectors()
-    with pytest.raises(DataError, match="rule Focal"):
-        tune(samples, Focal(), vectors=vectors, trials=2, **HEAD)
     with pytest.raises(DataError, match="both weights and scores"):
         tune(samples, pd.Series(1.0, index=samples["sample_id"]), scores=scores_of(samples, wrong), vectors=vectors, trials=2, **HEAD)
     with pytest.raises(DataError, match="split"):
         tune(samples[samples["split"] != "select"], vectors=vectors, trials=2, **HEAD)
     assert read_space({"temperature": (0.5, math.inf)})["1/temperature"].low == 0
+
+
+# ---- rules in the place of weights
+
+@pytest.mark.parametrize("kind, rule", [("head", SelfPaced(first=0.3)), ("head", MetaGradient()), ("bi-encoder", MetaGradient()), ("cross-encoder", Truncated(most=0.4, ramp=0.3))])
+def test_a_search_under_a_rule_notes_what_a_training_for_each_fold_gives(tiny, kind, rule):
+    samples, vectors, _ = with_vectors(n_queries=36)
+    how = dict(kind=kind, vectors=vectors, ridge=0.02, metric=METRIC) if kind == "head" else FAST | dict(kind=kind, model=tiny, epochs=2, patience=3)
+    tuned = tune(samples, rule, space={}, trials=1, folds=3, progress=False, **{name: value for name, value in how.items() if name != "progress"})
+    assert tuned.noted[0][0].shape[0] == (6 if kind == "head" else 2 + (kind == "bi-encoder")), "the epochs of the rule, and no others"
+    assert np.isnan(tuned.table.loc[0, "effective_rows"]) and tuned.settings["weights"] is rule
+    select = samples[samples["split"] == "select"]
+    for fold in range(3):
+        judged = tuned.plan.query_ids[tuned.plan.fold == fold]
+        kept = ~samples["query_id"].isin(judged).to_numpy()
+        ranker = fine_tune(samples[kept], rule, **how | (dict(vectors=vectors[kept]) if kind == "head" else {}))
+        found = dict(zip(*METRIC.per_query(select["query_id"], select["gain"], ranker.predict(select, vectors[select.index] if kind == "head" else None))))
+        np.testing.assert_array_equal([found[query] for query in judged], tuned.values(0)[tuned.plan.fold == fold])
+
+
+def test_trusted_rows_are_read_by_the_rules_that_ask_them_alone():
+    samples, vectors, _ = with_vectors()
+    valid = samples["split"] == "valid"
+    flipped, ruined = samples.assign(gain=samples["gain"].mask(valid, 1 - samples["gain"])), samples.assign(gain=samples["gain"].mask(valid), item_text=samples["item_text"].mask(valid))
+    how = HEAD | dict(vectors=vectors, trials=3)
+    asked, other = (tune(table, MetaGradient(), **how) for table in (samples, flipped))
+    assert not np.allclose(asked.table["value"], other.table["value"])
+    same(tune(ruined, SelfPaced(), **how), tune(samples, SelfPaced(), **how))
+    with pytest.raises(DataError, match="item_text.*missing values"):
+        tune(ruined, MetaGradient(), **how)
+    with pytest.raises(DataError, match="no row is of split 'valid'"):
+        tune(samples[~valid], MetaGradient(), **how | dict(vectors=vectors[~valid]))
+
+
+def test_a_head_under_a_rule_has_one_ridge_even_where_none_is_searched():
+    samples, vectors, _ = with_vectors()
+    tuned = tune(samples, Focal(), space={}, vectors=vectors, trials=1, **HEAD)
+    assert tuned.settings["ridge"] == tune(samples, vectors=vectors, trials=1, **HEAD).plan.first["ridge"] and tuned.noted[0][0].shape[0] == 6
+
+
+def test_the_file_of_a_search_under_another_rule_is_refused(tmp_path):
+    samples, vectors, _ = with_vectors()
+    fixed = pd.Series(np.linspace(0.5, 1.5, len(samples)), index=samples["sample_id"])
+    how = HEAD | dict(vectors=vectors)
+    whole = tune(samples, MetaGradient(fixed=fixed), trials=4, **how)
+    tune(samples, MetaGradient(fixed=fixed), trials=2, study=tmp_path / "study.db", **how)
+    same(tune(samples, MetaGradient(fixed=fixed), trials=4, study=tmp_path / "study.db", **how), whole)
+    for other in (MetaGradient(calm=0.1, fixed=fixed), MetaGradient(fixed=fixed**2), MetaGradient(), Focal(fixed=fixed), fixed, None):
+        with pytest.raises(DataError, match="another search, which differs in .*weights"):
+            tune(samples, other, trials=4, study=tmp_path / "study.db", **how)
+    with pytest.raises(DataError, match="another search, which differs in trusted rows"):
+        tune(samples.assign(gain=samples["gain"].mask(samples["split"] == "valid", 0.5)), MetaGradient(fixed=fixed), trials=4, study=tmp_path / "study.db", **how)
+
+
+def test_a_rule_that_was_not_called_is_no_function_of_the_temperature():
+    samples, vectors, _ = with_vectors()
+    for space in (None, {"temperature": (1.0, 2.0)}):
+        with pytest.raises(DataError, match=r"the class Focal.*call it: Focal\(\)"):
+            tune(samples, Focal, space=space, vectors=vectors, trials=2, **HEAD)
+
+
+def test_weights_are_looked_at_once_and_before_the_first_trial(caplog):
+    samples, vectors, _ = with_vectors()
+    train = samples["split"] == "train"
+    kept = (train & samples["query_id"].isin(["q1", "q2", "q3", "q7"])) | (samples["split"] != "train")
+    few, weights = samples[kept], pd.Series(np.linspace(1, 3, len(samples)), index=samples["sample_id"])
+    how = HEAD | dict(vectors=vectors[kept], trials=3, space={"ridge": (0.01, 1.0)})
+    caplog.set_level("INFO", logger="ecom_importance")
+    tuned = tune(few, weights, **how)
+    assert caplog.text.count("belong to no training row") == 1 and not [record for record in caplog.records if record.levelname == "WARNING"]
+    own = weights[few.loc[few["split"] == "train", "sample_id"]]
+    np.testing.assert_allclose(tuned.table["effective_rows"], effective_sample_size(own))
+    same(tune(few, own, **how), tuned)
+    for wrong, told in ((weights.to_numpy(), "a ndarray"), (weights[5:], "lack these training rows"), (Focal(fixed=-weights), "negative")):
+        with pytest.raises(DataError, match=told):
+            tune(few, wrong, study="never made", **how)
 
 
 # ---- averages
@@ -338,6 +412,58 @@ def test_bad_averages_of_scores():
                             (dict(rankers=[Fixed([1, 2, 3]), Fixed([1, 1, 3])], how="standardised", samples=samples), "ranker 1 gives")):
         with pytest.raises(DataError, match=told):
             average_scores(**arguments)
+
+
+@pytest.mark.parametrize("how", ["logits", "standardised", "ranks"])
+def test_an_average_of_scores_is_opened_to_the_same_bits(tiny, tmp_path, how):
+    samples, vectors, _ = with_vectors(n_queries=12)
+    head = fine_tune(samples, kind="head", vectors=vectors, metric=METRIC)
+    # Networks that were read from one layout of the file: products of 32-bit matrices depend, in the last bit, on where in memory they begin.
+    bi, cross = (load_ranker(fine_tune(samples, kind=kind, model=tiny, **FAST | dict(epochs=1)).save(tmp_path / kind), device="cpu") for kind in ("bi-encoder", "cross-encoder"))
+    inner = average_scores([bi, head])
+    average = average_scores([cross, inner], how, samples=samples, vectors=vectors)
+    folder = average.save(tmp_path / "平均")
+    opened = load_average(folder, device="cpu")
+    np.testing.assert_array_equal(opened.predict(samples, vectors), average.predict(samples, vectors))
+    assert (opened.how, opened.scale) == (average.how, average.scale) and [type(ranker) for ranker in opened.rankers] == [type(cross), type(average)]
+    assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "ranker.json"] and (folder / "0" / "README.md").is_file() and (folder / "1" / "1" / "head.npz").is_file()
+
+
+def test_an_average_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    samples, vectors, _ = with_vectors()
+    heads = [fine_tune(samples, kind="head", vectors=vectors, ridge=ridge, metric=METRIC) for ridge in (0.01, 1.0)]
+    folder = average_scores(heads).save(tmp_path / "average")
+    with pytest.raises(DataError, match="something stands here already"):
+        average_scores(heads).save(folder)
+    with pytest.raises(DataError, match="ranker 1 is a Fixed"):
+        average_scores([heads[0], Fixed([1, 2, 3])]).save(tmp_path / "strange")
+    monkeypatch.setattr(type(heads[0]), "_write", lambda self, place: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(DataError, match="average: the folder cannot be written: No space left") as caught:
+        average_scores(heads[:1]).save(folder, replace=True)
+    assert caught.value.file == folder and len(load_average(folder).rankers) == 2
+    monkeypatch.undo()
+    average_scores(heads[:1]).save(folder, replace=True)
+    assert len(load_average(folder).rankers) == 1 and [path.name for path in tmp_path.iterdir()] == ["average"]
+
+
+def test_the_two_loaders_point_to_each_other_and_damage_is_named(tmp_path):
+    samples, vectors, _ = with_vectors()
+    head = fine_tune(samples, kind="head", vectors=vectors, metric=METRIC)
+    average, single = average_scores([head, head]).save(tmp_path / "average"), head.save(tmp_path / "single")
+    with pytest.raises(DataError, match=r"an average of scores.*load_average\(folder\)"):
+        load_ranker(average)
+    with pytest.raises(DataError, match=r"holds a head.*load_ranker\(folder\)"):
+        load_average(single)
+    with pytest.raises(DataError, match="cannot be read: FileNotFoundError"):
+        load_average(tmp_path / "nothing")
+    facts = json.loads((average / "ranker.json").read_text(encoding="utf-8"))
+    for change, told in (({"how": "vote"}, "does not name a way"), ({"scale": [1.0]}, "does not name a way"), ({"scale": [1.0, 0.0]}, "does not name a way"), ({"members": ["head"] * 3, "scale": [1.0] * 3}, "2: the folder does not exist")):
+        (average / "ranker.json").write_text(json.dumps(facts | change), encoding="utf-8")
+        with pytest.raises(DataError, match=told):
+            load_average(average)
+    (average / "ranker.json").write_text("[1", encoding="utf-8")
+    with pytest.raises(DataError, match="cannot be read: JSONDecodeError"):
+        load_average(average)
 
 
 # ---- rounds

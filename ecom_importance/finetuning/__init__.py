@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['average_scores', 'average_weights', 'fine_tune', 'iterate', 'tune', 'load_ranker', 'make_ranker', 'BiEncoder',
-           'CrossEncoder', 'HeadRanker', 'TrainingError']
+           'CrossEncoder', 'HeadRanker', 'StateStore', 'TrainingError']
 
 # %% ../../nbs/06_finetuning/99_finetuning.ipynb #1b4357b9
+from .frozen_states import StateStore
 from .rankers import BiEncoder, CrossEncoder, HeadRanker, load_ranker, make_ranker
 from .rounds import average_scores, average_weights, iterate
 from .training import TrainingError, fine_tune
 from .tuning import tune
 
 # %% ../../nbs/06_finetuning/99_finetuning.ipynb #cfe01200
-_all_ = ["average_scores", "average_weights", "fine_tune", "iterate", "tune", "load_ranker", "make_ranker", "BiEncoder", "CrossEncoder", "HeadRanker", "TrainingError"]
+_all_ = ["average_scores", "average_weights", "fine_tune", "iterate", "tune", "load_ranker", "make_ranker", "BiEncoder", "CrossEncoder", "HeadRanker", "StateStore", "TrainingError"]

@@ -191,7 +191,8 @@ def run_seed(
         clean = next(arm for arm in arms if arm.name == "uniform")
         # Labels are only known to be clean where nothing was planted before.
         before = "noise" in drawn and (drawn.loc[drawn["split"] == "train", "noise"] != "").any()
-        predictions["labels before planting" if before else "clean labels"] = _train_clean(drawn, clean, metric, vectorise, seed, training).predict(judged, judged_vectors)
+        truth = ledger["gain_before"].reindex(drawn["sample_id"]).fillna(drawn.set_index("sample_id")["gain"])  # where goods went stale the old label is not the truth
+        predictions["labels before planting" if before else "clean labels"] = _train_clean(drawn.assign(gain=truth.to_numpy()), clean, metric, vectorise, seed, training).predict(judged, judged_vectors)
     seconds["training"] = sum(taken for name, taken in seconds.items() if name.startswith("arm "))
     return SeedTrial(seed, len(scores), [replace(arm, weights=None, rule=None, gain=None) for arm in arms], predictions, _detect(noisy, scores), seconds)
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..features import TOKEN_BUDGETS, Encoder, check_texts, embed, import_torch, load_encoder, model_folder, plan_batches, pool, quiet_loading, tokenise
+from ..features import TOKEN_BUDGETS, Encoder, check_texts, import_torch, load_encoder, model_folder, plan_batches, pool, quiet_loading, tokenise
 from ..importance.heads import Head
 from ..samples import DataError
 
@@ -98,6 +98,27 @@ class TextRanker:
         "(len(rows),) tensor with gradients."
         return self.look(tokens, rows)[0]
 
+    def score(self, tokens: Tokens) -> np.ndarray:
+        "(rows,) float64 logits without gradients, each distinct text read once."
+        raise NotImplementedError
+
+    def predict(
+        self,
+        samples: pd.DataFrame,  # with `query` and `item_text`
+        vectors: np.ndarray | None = None,  # not used: this ranker reads the texts
+    ) -> np.ndarray:  # (rows,) float64 logits, higher = better
+        "Scores of samples."
+        return self.score(self.tokenise(samples)) if len(samples) else np.zeros(0)
+
+    def tokenise(self, samples: pd.DataFrame) -> Tokens:
+        "Tokens of the distinct texts."
+        raise NotImplementedError
+
+    def batches(self, tokens: Tokens, texts: np.ndarray) -> list[np.ndarray]:
+        "Distinct texts in batches of like length."
+        lengths = np.array([len(tokens.ids[text]) for text in texts], dtype=np.int64)
+        return [texts[batch] for batch in plan_batches(lengths, TOKEN_BUDGETS.get(self.encoder.device.split(":")[0], 1024))]
+
     def parameters_of_its_own(self) -> list:
         "Parameters beside the network's."
         return []
@@ -174,22 +195,31 @@ class BiEncoder(TextRanker):
         vectors = self.line[0].exp() * (sides[0] * sides[1])
         return vectors.sum(dim=-1) + self.line[1], vectors
 
-    def cosine(self, samples: pd.DataFrame) -> np.ndarray:
-        "(rows,) float64 cosine of each sample's query and item, each distinct text encoded once."
-        codes, distinct = pd.factorize(np.concatenate(read_texts(samples)))
+    def cosines(
+        self,
+        tokens: Tokens,
+        rows: np.ndarray | None = None,  # of the samples; None = all
+    ) -> np.ndarray:  # (rows,) float64
+        "Cosine of each sample's query and item, each distinct text encoded once; no gradients."
+        torch, index = import_torch(), tokens.index if rows is None else tokens.index[rows]
+        texts, place = np.unique(index, return_inverse=True)
+        vectors = np.zeros((len(texts), self.encoder.dim))
         self.network.eval()
-        vectors = embed(self.encoder, list(distinct), max_tokens=self.max_tokens)[0].astype(np.float64)
+        with torch.inference_mode():
+            for some in self.batches(tokens, texts):
+                batch = self.batch(tokens, some)
+                vectors[np.searchsorted(texts, some)] = pool(self.network(**batch).last_hidden_state, batch["attention_mask"]).cpu().numpy()
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        query, item = codes.reshape(2, len(samples))
+        query, item = place.reshape(index.shape).T
         return np.einsum("rd,rd->r", vectors[query], vectors[item])
 
-    def predict(
-        self,
-        samples: pd.DataFrame,  # with `query` and `item_text`
-        vectors: np.ndarray | None = None,  # not used: this ranker reads the texts
-    ) -> np.ndarray:  # (rows,) float64 logits, higher = better
-        "Scores of samples."
-        return self.scale * self.cosine(samples) + self.offset if len(samples) else np.zeros(0)
+    def cosine(self, samples: pd.DataFrame) -> np.ndarray:
+        "(rows,) float64 cosine of each sample's query and item."
+        return self.cosines(self.tokenise(samples)) if len(samples) else np.zeros(0)
+
+    def score(self, tokens: Tokens) -> np.ndarray:
+        "(rows,) float64 logits without gradients, each distinct text read once."
+        return self.scale * self.cosines(tokens) + self.offset
 
 # %% ../../nbs/06_finetuning/00_rankers.ipynb #98b43dd6
 class CrossEncoder(TextRanker):
@@ -217,20 +247,14 @@ class CrossEncoder(TextRanker):
             hook.remove()
         return logits, seen[-1]
 
-    def predict(
-        self,
-        samples: pd.DataFrame,  # with `query` and `item_text`
-        vectors: np.ndarray | None = None,  # not used: this ranker reads the texts
-    ) -> np.ndarray:  # (rows,) float64 logits, higher = better
-        "Scores of samples, each distinct pair read once."
-        torch, tokens = import_torch(), self.tokenise(samples)
-        once = replace(tokens, index=np.arange(len(tokens.ids))[:, None])
+    def score(self, tokens: Tokens) -> np.ndarray:
+        "(rows,) float64 logits without gradients, each distinct pair read once."
+        torch, once = import_torch(), replace(tokens, index=np.arange(len(tokens.ids))[:, None])
         scores = np.zeros(len(tokens.ids))
-        budget = TOKEN_BUDGETS.get(self.encoder.device.split(":")[0], 1024)
         self.network.eval()
         with torch.inference_mode():
-            for texts in plan_batches(once.lengths, budget) if len(tokens.ids) else []:
-                scores[texts] = self.logits(once, texts).cpu().numpy()
+            for pairs in self.batches(once, np.arange(len(tokens.ids))):
+                scores[pairs] = self.logits(once, pairs).cpu().numpy()
         return scores[tokens.index[:, 0]]
 
 # %% ../../nbs/06_finetuning/00_rankers.ipynb #26893669
@@ -435,10 +459,12 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         raise DataError(what, **wanted)
     try:
         facts = json.loads((folder / "ranker.json").read_text(encoding="utf-8"))
-        needed = {"head": (), "cross-encoder": ("max_tokens", "encoder"), "bi-encoder": ("max_tokens", "encoder", "line")}[facts["kind"]]
+        needed = {"head": (), "cross-encoder": ("max_tokens", "encoder"), "bi-encoder": ("max_tokens", "encoder", "line"), "score-average": ()}[facts["kind"]]
         missing = [name for name in (*needed, "settings", "history") if name not in facts]
     except (ValueError, KeyError, TypeError, AttributeError) as failure:
         raise DataError(f"ranker.json cannot be read: {type(failure).__name__}: {failure}", **wanted) from failure
+    if facts["kind"] == "score-average":
+        raise DataError("the folder holds an average of scores, no single ranker", **wanted | {"mend": "open it with finetuning.rounds.load_average(folder)"})
     if missing:
         raise DataError(f"ranker.json lacks {', '.join(missing)}", **wanted)
     return facts

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -25,9 +26,10 @@ from ..evaluation import RankingMetric, UndefinedMetric
 from ..features import choose_device, report_facts, import_torch, tokenise
 from .adapters import add_adapters, merge_adapters
 from .frozen_layers import freeze_layers
+from .frozen_states import StateStore
 from .losses import GROUPED, LOSSES
 from .rankers import BiEncoder, HeadRanker, TextRanker, make_head, make_ranker, read_texts
-from .trainer import Training, TrainingError, claim_folder, run_training, with_interval
+from .trainer import Training, TrainingError, check_arguments, claim_folder, run_training, with_interval
 from ..importance.heads import RIDGE_GRID, Head, fit_head, log_losses
 from ..samples import DataError, check_samples
 from ..weighting.adaptive import Adaptive, adapt_head
@@ -43,6 +45,7 @@ LEAST_WEIGHT = 1e-12  # of the largest; what is smaller cannot be told from 0 in
 def read_weights(
     weights: pd.Series | None,  # by sample_id; None = all alike
     sample_ids: pd.Series,  # (N,) of the training rows
+    table_ids: pd.Series | None = None,  # of all rows of the table; None = not known
 ) -> np.ndarray:  # (N,) float64, mean 1 over the rows above 0
     "Weights aligned with the training rows; `DataError` names the ids that have none, or an impossible one."
     if weights is None:
@@ -62,6 +65,10 @@ def read_weights(
             _refuse(f"{what} in these rows", sample_ids[wrong], "finite weights from 0 up")
     if not given.any():
         raise DataError("all weights of training rows are 0, so there is nothing to learn from", expected="at least one weight above 0", mend="check how the weights were made")
+    unused, strange = (0 if known is None else int((~weights.index.isin(known)).sum()) for known in (sample_ids, table_ids))
+    if unused > len(weights) / 2:
+        logger.log(logging.WARNING if strange > len(weights) / 2 else logging.INFO, "fine_tune: %s of %s weights belong to no training row and are not used, %s of them to no row of the table at all. Were they made for this table and this split? Ids that look alike in another table put weights on the wrong rows",
+                   f"{unused:,}", f"{len(weights):,}", f"{strange:,}")
     given = given / given.max()  # so that no sum overflows
     given[given < LEAST_WEIGHT] = 0
     return given / given[given > 0].mean()
@@ -114,7 +121,7 @@ def fine_tune(
     learning_rate: float | None = None,  # the highest; None takes LEARNING_RATES, ten times as much for adapters
     train_layers: int | str | None = None,  # top layers that learn, or "all"; None takes TRAIN_LAYERS
     lora: int | None = None,  # rank of low-rank adapters (PEFT) that learn in the place of these layers; None = the layers themselves
-    frozen_states: str | None = "float32",  # how the frozen layers' output is kept between epochs, "float32" or "float16"; None = computed in every batch
+    frozen_states: str | StateStore | None = "float32",  # how the frozen layers' output is kept between epochs, "float32" or "float16"; a StateStore keeps it between trainings, too; None = computed in every batch
     seed: int = 0,  # of the order of rows, of dropout and of a new layer
     metric: RankingMetric | None = None,  # on select; None = NDCG@10 of linear gains
     patience: int = 2,  # epochs without a better one on select before training stops
@@ -142,7 +149,8 @@ def fine_tune(
     _check_rule(rule, loss, report_to, folder)
     if kind == "head":
         _check_head(dict(learning_rate=learning_rate, train_layers=train_layers, lora=lora, accumulate=accumulate if accumulate > 1 else None, l1=l1 or None, folder=folder, callbacks=callbacks or None, trainer=trainer))
-    if kind != "head":
+    else:
+        check_arguments(report_to, trainer)
         refuse_synthetic(samples)
     rows = _choose_rows(samples, weights, loss, metric, trusted=rule is not None and rule.needs_trusted)
     settings = {"loss": loss, "rows": len(rows.train), "weighted": weights is not None, "rule": repr(rule) if rule else None, "select_rows": len(rows.select_place), "metric": str(rows.metric), "seed": seed} | describe_rows(rows)
@@ -155,7 +163,7 @@ def fine_tune(
     ranker = make_ranker(kind, model, max_tokens=max_tokens, seed=seed, device=_own_device(device), trust_remote_code=trust_remote_code)
     if train_layers is None:
         train_layers = min(TRAIN_LAYERS[kind], getattr(ranker.network.config, "num_hidden_layers", TRAIN_LAYERS[kind]))
-    ranker.settings = settings | steps | dict(batch_size=batch_size, train_layers=train_layers, lora=lora, l1=l1, frozen_states=frozen_states, steps_per_epoch=steps_per_epoch)
+    ranker.settings = settings | steps | dict(batch_size=batch_size, train_layers=train_layers, lora=lora, l1=l1, frozen_states=frozen_states.dtype if isinstance(frozen_states, StateStore) else frozen_states, steps_per_epoch=steps_per_epoch)
     checkpoint = None
     if folder is not None:
         folder, checkpoint = claim_folder(folder, ranker.settings | dict(kind=kind, encoder=ranker.encoder.digest, max_tokens=max_tokens, select=_hash_rows(rows.select), trusted=_hash_rows(rows.trusted)))
@@ -163,10 +171,10 @@ def fine_tune(
     freeze_layers(ranker.network, train_layers)
     if lora:
         add_adapters(ranker.network, lora, seed=seed)
-    if kind == "bi-encoder":
-        _start_line(ranker, rows.train, rows.weight, seed)
     training = Training(ranker, rows.train, rows.weight, loss=loss, batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed, train_layers=train_layers, frozen_states=frozen_states,
-                        rule=rule, trusted=rows.trusted, l1=l1, record=record or rule is not None)
+                        rule=rule, trusted=rows.trusted, l1=l1, record=record or rule is not None, progress=progress)
+    if kind == "bi-encoder":
+        _start_line(training, rows.weight)
     try:
         return run_training(training, rows.select, rows.metric, folder=folder, checkpoint=checkpoint, callbacks=callbacks, report_to=report_to, trainer=trainer, progress=progress, **steps)
     finally:
@@ -237,7 +245,7 @@ def _choose_rows(
     train, select, valid = (used[begin:end].reset_index(drop=True) for begin, end in zip(ends, ends[1:]))
     if trusted and valid.empty:
         raise DataError("the rule asks trusted rows, and no row is of split 'valid'", column="split", expected="trusted rows of split valid", mend="mark them, or take another rule")
-    weight = read_weights(weights, train["sample_id"])
+    weight = read_weights(weights, train["sample_id"], samples["sample_id"])
     learned = weight > 0
     if loss in GROUPED:
         learned &= (train["query_id"].map(train[learned].groupby("query_id")["gain"].nunique()) > 1).to_numpy()
@@ -287,11 +295,13 @@ def _report_texts(ranker: TextRanker, train: pd.DataFrame) -> None:
     report_facts(facts, ranker.max_tokens)
 
 
-def _start_line(ranker: BiEncoder, train: pd.DataFrame, weight: np.ndarray, seed: int) -> None:
+def _start_line(training: Training, weight: np.ndarray) -> None:
     "Fit the bi-encoder's line to some training rows."
-    torch = import_torch()
-    rows = np.sort(np.random.default_rng(seed).permutation(len(train))[:START_ROWS])
-    scale, offset = fit_line(ranker.cosine(train.iloc[rows]), train["gain"].to_numpy()[rows], weight[rows])
+    torch, ranker = import_torch(), training.ranker
+    rows = np.sort(np.random.default_rng(training.seed).permutation(training.n_train)[:START_ROWS])
+    with training.bottom.in_use() if training.bottom else nullcontext():
+        cosine = ranker.cosines(training.tokens, rows)
+    scale, offset = fit_line(cosine, training.gain.double().cpu().numpy()[rows], weight[rows])
     ranker.line.data.copy_(torch.tensor([np.log(scale), offset]))
 
 # %% ../../nbs/06_finetuning/01_training.ipynb #c162fb35
@@ -323,6 +333,9 @@ def _tune_head(
     (x, x_select), y = _read_vectors(rows, vectors, n), rows.train["gain"].to_numpy()
     scale = float(np.mean(np.var(x, axis=0, dtype=np.float64))) or 1.0
     grid = [ridge] if ridge is not None else [scale * each for each in RIDGE_GRID] if rows.select is not None else [scale]
+    under_rule = lambda chosen: _adapt(rows, x, x_select, y, rule, fit_head(x, y, ridge=chosen, weights=rows.weight), None if rows.trusted is None else np.asarray(vectors[rows.trusted_place]))
+    if rule is not None and len(grid) == 1:  # there is no ridge to choose, so select is asked about heads of the rule alone
+        return under_rule(grid[0])
     history, heads, found = [], {}, {}
     for each in sorted(grid, reverse=True):
         started = time.perf_counter()
@@ -333,7 +346,7 @@ def _tune_head(
     kept = int(np.argmax(history["select"])) if x_select is not None else 0
     chosen = history["ridge"][kept]
     if rule is not None:
-        return _adapt(rows, x, x_select, y, rule, fit_head(x, y, ridge=chosen, weights=rows.weight), None if rows.trusted is None else np.asarray(vectors[rows.trusted_place]))
+        return under_rule(chosen)
     ranker = HeadRanker(heads[chosen])
     ranker.history, ranker.settings = history.assign(kept=history.index == kept), {"ridge": float(chosen), "on_select": with_interval(found[chosen])}
     if record:

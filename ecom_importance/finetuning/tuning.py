@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,7 +30,7 @@ from tqdm.std import tqdm
 from ..evaluation import RankingMetric, Verdict, compare
 from ..features import model_folder, model_hash
 from .trainer import TrainingError
-from .training import KINDS, LEARNING_RATES, TRAIN_LAYERS, fine_tune
+from .training import KINDS, LEARNING_RATES, TRAIN_LAYERS, fine_tune, read_weights
 from ..samples import DataError, check_samples, query_clusters, stable_hash
 from ..weighting.adaptive import Adaptive
 from ..weighting.weights import check_scores, effective_sample_size, weigh
@@ -152,9 +152,9 @@ def read_space(
 class Plan:
     "What a search tries, and on what."
 
-    samples: pd.DataFrame = field(repr=False)  # rows of train and select alone
+    samples: pd.DataFrame = field(repr=False)  # rows of train and select alone; those of valid beside them where a rule asks
     vectors: np.ndarray | None = field(repr=False)  # theirs
-    weights_at: Callable[[float], pd.Series | None] = field(repr=False)  # temperature → weights
+    weights_at: Callable[[float], pd.Series | Adaptive | None] = field(repr=False)  # temperature → weights
     space: dict[str, Any]  # setting → an Optuna distribution
     first: dict[str, Any]  # the first trial: the defaults
     fixed: dict[str, Any]  # the other settings of fine_tune
@@ -195,12 +195,13 @@ def _nearest(distribution: Any, value: Any) -> Any:
     return type(distribution.low)(np.clip(value, distribution.low, distribution.high))
 
 # %% ../../nbs/06_finetuning/02_tuning.ipynb #613140d4
-def _read_weights_at(weights: Any, scores: pd.Series | None, train_ids: pd.Series) -> Callable[[float], pd.Series | None]:
+def _read_weights_at(weights: Any, scores: pd.Series | None, train_ids: pd.Series, table_ids: pd.Series) -> Callable[[float], pd.Series | Adaptive | None]:
     "Temperature → weights, whatever was given."
     if weights is not None and scores is not None:
         raise DataError("both weights and scores are given", expected="one of them: scores whose temperature is searched, or weights", mend="leave one out")
-    if isinstance(weights, Adaptive):
-        raise DataError(f"weights are the rule {type(weights).__name__}, whose settings are not searched", expected="scores, a Series, or a function from temperature to a Series", mend="compare rules with fine_tune, one by one")
+    given = weights.fixed if isinstance(weights, Adaptive) else weights
+    if isinstance(given, type) or not callable(given):  # a rule that was not called is no function of the temperature
+        read_weights(given, train_ids, table_ids)
     if scores is not None:
         scores = check_scores(scores)
         scores = scores[scores.index.isin(train_ids)]
@@ -209,7 +210,11 @@ def _read_weights_at(weights: Any, scores: pd.Series | None, train_ids: pd.Serie
             raise DataError("the scores of the training rows are all alike, so no temperature makes a difference" if len(scores) else "there is no score of a training row", column="sample_id",
                             expected="different scores for the rows of split train", mend="check the estimator, and that scores are indexed by sample_id")
         return lambda temperature: None if math.isinf(temperature) else weigh(scores, "softmax", temperature=temperature * spread)
-    return weights if callable(weights) else lambda temperature: weights
+    return weights if _asks_temperature(weights) else lambda temperature: weights
+
+
+def _asks_temperature(weights: Any) -> bool:
+    return callable(weights) and not isinstance(weights, Adaptive)
 
 # %% ../../nbs/06_finetuning/02_tuning.ipynb #981f3b78
 def _check_plan(samples: pd.DataFrame, kind: str, repeats: int, vectors: np.ndarray | None, settings: Mapping[str, Any]) -> None:
@@ -247,12 +252,13 @@ def make_plan(
 ) -> Plan:
     "Everything that is decided before the first trial; `DataError` where something cannot be."
     _check_plan(samples, kind, repeats, vectors, settings)
-    rows = np.flatnonzero(samples["split"].isin(["train", "select"]))
+    trusted = isinstance(weights, Adaptive) and weights.needs_trusted
+    rows = np.flatnonzero(samples["split"].isin(["train", "select", "valid"] if trusted else ["train", "select"]))
     table, vectors = check_samples(samples.iloc[rows]).reset_index(drop=True), None if vectors is None else np.asarray(vectors[rows])
     train, select = (table["split"] == "train").to_numpy(), table[table["split"] == "select"]
     metric = RankingMetric() if metric is None else metric
     query_ids = metric.per_query(select["query_id"].to_numpy(), select["gain"].to_numpy(), np.zeros(len(select)))[0]
-    weights_at = _read_weights_at(weights, scores, table.loc[train, "sample_id"])
+    weights_at = _read_weights_at(weights, scores, table.loc[train, "sample_id"], samples["sample_id"])
     own_space, defaults = _defaults(kind, settings, vectors, train)
     if space is not None and not isinstance(space, Mapping):
         raise DataError(f"space is a {type(space).__name__}", expected="setting → (lowest, highest) or a list of choices, or None for SPACES")
@@ -262,18 +268,27 @@ def make_plan(
     space = dict(own_space if space is None else space)
     if scores is not None:
         space = {"temperature": TEMPERATURES} | space
-    elif callable(weights) != ("temperature" in space):
-        raise DataError("a function of the temperature gives the weights, and the space has no temperature" if callable(weights) else "the space has a temperature, and there is nothing that it could change", expected="both or neither",
+    elif _asks_temperature(weights) != ("temperature" in space):
+        raise DataError("a function of the temperature gives the weights, and the space has no temperature" if _asks_temperature(weights) else "the space has a temperature, and there is nothing that it could change", expected="both or neither",
                         mend="pass scores=..., or weights as a function of the temperature with space={'temperature': (lowest, highest), ...}")
     found = read_space(space)
     first = {name: _nearest(where, 0.0 if name == "1/temperature" else settings.get(name, defaults.get(name))) for name, where in found.items()}
     fixed = {"kind": kind, "progress": False} | ({} if kind == "head" else dict(steps)) | {name: value for name, value in settings.items() if name not in found}
+    if kind == "head" and isinstance(weights, Adaptive) and "ridge" not in found:  # one ridge, so that all values noted are of the rule's epochs
+        fixed.setdefault("ridge", defaults["ridge"])
     return Plan(table, vectors, weights_at, found, first, fixed, metric, query_ids, deal_queries(select, query_ids, folds, seed),
                 math.inf if kind == "head" else steps["patience"], repeats, seed)
 
 # %% ../../nbs/06_finetuning/02_tuning.ipynb #71b22e68
 class _Enough(Exception):
     "All folds have stopped."
+
+
+def _of_rows(weights: pd.Series | Adaptive | None, samples: pd.DataFrame) -> pd.Series | Adaptive | None:
+    "Without the weights of rows that are not learned from."
+    if isinstance(weights, Adaptive):
+        return weights if weights.fixed is None else replace(weights, fixed=_of_rows(weights.fixed, samples))
+    return None if weights is None else weights[weights.index.isin(samples.loc[samples["split"] == "train", "sample_id"])]
 
 
 def run_trial(
@@ -297,7 +312,7 @@ def run_trial(
                 raise _Enough
 
     watched = Watched(**_choices(plan.metric), see=see)
-    own = {} if settings["kind"] == "head" else {"patience": max(epochs, 1)}  # the folds decide when it stops
+    own = {"weights": _of_rows(settings["weights"], plan.samples)} | ({} if settings["kind"] == "head" else {"patience": max(epochs, 1)})  # the folds decide when it stops
     for repeat in range(plan.repeats):
         noted.append([])
         try:
@@ -325,9 +340,11 @@ def quiet_optuna() -> Iterator[ModuleType]:
 
 # %% ../../nbs/06_finetuning/02_tuning.ipynb #7c6fb590
 def _digest(values: Any) -> str | None:
-    "16 hexadecimal digits that stand for a table, a Series or an array."
+    "16 hexadecimal digits that stand for a table, a Series or an array; a rule by its name and settings, and its fixed weights."
     if values is None:
         return None
+    if isinstance(values, Adaptive):
+        return f"{values!r}, fixed weights {_digest(values.fixed)}"
     if isinstance(values, np.ndarray):
         content = np.ascontiguousarray(values).tobytes()
     else:
@@ -341,7 +358,8 @@ def _describe(plan: Plan, pruner: Any) -> dict[str, Any]:
     ends = (plan.space["1/temperature"].low, plan.space["1/temperature"].high) if "1/temperature" in plan.space else (0.0,)
     weights = [plan.weights_at(1 / end if end else math.inf) for end in ends]
     split = plan.samples["split"]
-    facts = {"training rows": _digest(plan.samples[split == "train"]), "select rows": _digest(plan.samples[split == "select"]), "weights": [_digest(each) for each in weights], "vectors": _digest(plan.vectors),
+    trusted = {"trusted rows": _digest(plan.samples[split == "valid"])} if (split == "valid").any() else {}
+    facts = {"training rows": _digest(plan.samples[split == "train"]), "select rows": _digest(plan.samples[split == "select"]), **trusted, "weights": [_digest(each) for each in weights], "vectors": _digest(plan.vectors),
              "space": {name: repr(where) for name, where in sorted(plan.space.items())}, "first trial": {name: repr(value) for name, value in sorted(plan.first.items())},
              "metric": str(plan.metric), "folds": _digest(plan.fold), "repeats": plan.repeats, "seed": plan.seed, "pruner": type(pruner).__name__,
              "settings": {name: repr(value) for name, value in sorted(plan.fixed.items()) if name not in ("progress", "device", "model", "callbacks", "trust_remote_code")},
@@ -372,8 +390,8 @@ def open_study(
 
 # %% ../../nbs/06_finetuning/02_tuning.ipynb #57930ba9
 def tune(
-    samples: pd.DataFrame,  # the sample table; rows of split train are learned from, rows of select judge, others are not read
-    weights: pd.Series | Callable[[float], pd.Series] | None = None,  # by sample_id; or a function of the temperature; None = all alike
+    samples: pd.DataFrame,  # the sample table; rows of split train are learned from, rows of select judge, rows of valid are read by a rule that asks them, others are not
+    weights: pd.Series | Adaptive | Callable[[float], pd.Series] | None = None,  # by sample_id; or a rule of weighting.adaptive; or a function of the temperature; None = all alike
     *,
     scores: pd.Series | None = None,  # by sample_id, higher = more helpful: weights are softmax(scores / temperature), and the temperature is searched
     kind: str = "bi-encoder",  # "bi-encoder", "cross-encoder" or "head"
@@ -422,8 +440,8 @@ def _run_and_tell(plan: Plan, memory: Any, trial: Any, optuna: ModuleType) -> No
             raise optuna.TrialPruned
 
     try:
-        weights = plan.settings(trial.params)["weights"]
-        trial.set_user_attr("effective", None if weights is None else effective_sample_size(weights[weights.index.isin(plan.samples["sample_id"])]))
+        weights = _of_rows(plan.settings(trial.params)["weights"], plan.samples)
+        trial.set_user_attr("effective", None if weights is None else math.nan if isinstance(weights, Adaptive) else effective_sample_size(weights))
         noted = run_trial(plan, trial.params, report)
         trial.set_user_attr("noted", [each.tolist() for each in noted])
         outcome = {"values": float(np.mean([hold_out(each, plan.fold, plan.patience)[0].mean() for each in noted]))}
@@ -456,7 +474,7 @@ def hold_out_best(
 class Tuned:
     "A finished search."
 
-    table: pd.DataFrame  # by trial: what was tried, value, se (of the mean over queries), state, effective rows, seconds
+    table: pd.DataFrame  # by trial: what was tried, value, se (of the mean over queries), state, effective rows (not known under a rule), seconds
     best_trial: int
     noted: dict[int, list[np.ndarray]] = field(repr=False)  # complete trial → for each repeat (E, Q)
     plan: Plan = field(repr=False)
@@ -485,7 +503,7 @@ class Tuned:
         return hold_out_best(self.noted, self.plan.fold, self.plan.patience)[0]
 
     def judge(self) -> Verdict:
-        "Whether the search, held out, beats its first trial: the defaults with uniform weights (for a head, the middle ridge)."
+        "Whether the search, held out, beats its first trial: the defaults, with uniform weights where scores are given (for a head, the middle ridge)."
         if 0 not in self.noted:
             raise DataError("the first trial, the defaults, did not come to an end, so there is nothing to compare with", expected="defaults that train", mend="look at the table, and compare values by hand")
         return compare(self.nested(), self.values(0), names=("the search", "its first trial"), metric=str(self.plan.metric).split(" (")[0])

@@ -107,19 +107,28 @@ class Game:
         some = self.wide[rows]
         return np.linalg.inv((some * (share * p * (1 - p))[rows, None]).T @ some + np.diag(self.penalty))
 
+    def refit(
+        self,
+        weights: Array,  # (B, N) what each row weighs, from 0 up; a row of bool is a coalition
+    ) -> Array:  # (B, d + 1) heads, intercept last
+        "The head of each coalition, in any order; each is fitted from the head of all rows."
+        weights, heads = np.asarray(weights), np.tile(self.theta, (len(weights), 1))
+        inverse = self._inverse(self.seats(1, full=True)[0] / (self.n + self.prior), expit(self.wide @ self.theta))
+        for start in range(0, len(weights), self.together):
+            some = slice(start, start + self.together)
+            members = self.seats(len(heads[some]))
+            members[:, :-1] = weights[some]
+            self.settle(members, heads[some], [inverse] * len(members))
+        return heads
+
     def worth(
         self,
         coalitions: Array,  # (B, N) bool
     ) -> Array:  # (B,) nats
-        "v of some coalitions, in any order; each is fitted from the head of all rows."
+        "v of some coalitions, in any order."
         coalitions, values = np.asarray(coalitions, bool), np.full(len(coalitions), self.empty)
-        inverse, filled = self._inverse(self.seats(1, full=True)[0] / (self.n + self.prior), expit(self.wide @ self.theta)), np.flatnonzero(np.any(coalitions, axis=1))
-        for start in range(0, len(filled), self.together):
-            some = filled[start : start + self.together]
-            members, thetas = self.seats(len(some)), np.tile(self.theta, (len(some), 1))
-            members[:, :-1] = coalitions[some]
-            self.settle(members, thetas, [inverse] * len(some))
-            values[some] = self.judge(thetas)
+        filled = np.flatnonzero(np.any(coalitions, axis=1))
+        values[filled] = self.judge(self.refit(coalitions[filled]))
         return values
 
     @property
