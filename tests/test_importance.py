@@ -374,6 +374,45 @@ def test_head_is_the_optimum(seed, ridge, d):
     np.testing.assert_allclose(head.predict(x), expit(x @ best.x[:-1] + best.x[-1]), atol=2e-3)
 
 
+def nearly_constant(spread, n=400, d=24, far=1.0):
+    "Vectors of 32 bits that lie close together and far from 0, and gains that the first dimension knows."
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(n, d))
+    return (far + spread * z).astype(np.float32), (z[:, 0] + 0.5 * rng.normal(size=n) > 0).astype(float)
+
+
+@pytest.mark.parametrize("spread, far, n", [(1e-3, 1, 400), (1e-4, 1, 400), (3e-5, 1, 5000), (1e-2, 10, 400), (1e-3, 10, 5000)])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_nearly_constant_vectors_of_32_bits_are_fitted_in_64(spread, far, n, classes):
+    x, y = nearly_constant(spread, n, far=far)
+    y = np.eye(3)[np.digitize(x[:, 0] + x[:, 1], np.quantile(x[:, 0] + x[:, 1], [0.3, 0.6]))] if classes else y
+    weights = np.random.default_rng(1).gamma(2, 0.5, n)
+    head, wide = (fit_head(vectors, y, ridge=0.02 * spread**2, weights=weights) for vectors in (x, x.astype(np.float64)))
+    np.testing.assert_array_equal(head.weights, wide.weights)
+    np.testing.assert_allclose(head.predict(x), wide.predict(x.astype(np.float64)), atol=heads.LOST)
+    assert np.mean(head.predict(x).argmax(1) == y.argmax(1) if classes else (head.predict(x) > 0.5) == y) > 0.75
+
+
+def test_ordinary_vectors_are_fitted_once_and_as_they_are():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 8)).astype(np.float32), rng.random(300)
+    how = dict(ridge=0.01, weights=rng.random(300), start=None, tolerance=1e-9, most=100)
+    once = heads._fit_gain_head(x, y, **how)
+    head = fit_head(x, y, **how)
+    assert head.weights.tobytes() == once.weights.tobytes() and head.curvature.tobytes() == once.curvature.tobytes() and head.curvature.tobytes() != fit_head(x.astype(np.float64), y, **how).curvature.tobytes()
+
+
+def test_vectors_that_cannot_be_fitted_say_what_to_do():
+    x, y = nearly_constant(1e-7)
+    with pytest.raises(DataError, match="float32 is too coarse.*subtract their mean"):
+        fit_head(x, y, ridge=1e-16)
+    assert np.mean((fit_head(x - x.mean(axis=0), y, ridge=1e-16).predict(x - x.mean(axis=0)) > 0.5) == y) > 0.75
+    with pytest.raises(DataError, match="no head can be fitted: .*not positive definite"):
+        fit_head(np.zeros((20, 3)), y[:20], ridge=0.0)
+    with pytest.raises(DataError, match="no head can be fitted: it did not converge in 1 steps"):
+        fit_head(np.random.default_rng(0).normal(size=(50, 3)), y[:50], most=1)
+
+
 @pytest.mark.parametrize("joint", [True, False])
 def test_class_head_is_the_optimum_and_solves(joint, monkeypatch):
     from sklearn.linear_model import LogisticRegression

@@ -16,6 +16,7 @@ from ecom_importance.finetuning import TrainingError, fine_tune, load_ranker, ma
 from ecom_importance.finetuning.adapters import add_adapters
 from ecom_importance.finetuning.frozen_layers import freeze_layers
 from ecom_importance.finetuning.trainer import Training, cut
+from ecom_importance.finetuning.training import LEARNING_RATES, LORA_FACTOR
 from ecom_importance.samples import DataError
 from ecom_importance.weighting.adaptive import Focal, MetaGradient, SelfPaced, Truncated
 
@@ -314,6 +315,18 @@ def test_adapters_over_all_layers_leave_the_embeddings_alone(tiny):
     assert any("layer.0." in name for name in learning) and not any("embeddings" in name for name in learning)
     with pytest.raises(DataError, match="lora is 0"):
         fine_tune(table(), **FAST | dict(model=tiny, lora=0))
+
+
+def test_adapters_have_a_rate_of_their_own_and_a_few_numbers_that_learn(tiny):
+    class Count(transformers.TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **named):
+            self.learn = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+    layers, adapters, given = Count(), Count(), Count()
+    how = dict(model=tiny, epochs=1, train_layers=1, metric=METRIC, device="cpu", progress=False)
+    rates = [fine_tune(table(), callbacks=[count], **how | more).settings["learning_rate"] for count, more in ((layers, {}), (adapters, dict(lora=1)), (given, dict(lora=1, learning_rate=3e-4)))]
+    assert rates == [LEARNING_RATES["bi-encoder"], LORA_FACTOR * LEARNING_RATES["bi-encoder"], 3e-4]
+    assert adapters.learn == given.learn < layers.learn / 5
 
 
 def test_adapters_are_taken_away_when_training_breaks_off(tiny):
