@@ -3,12 +3,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import ecom_importance.finetuning.arms as arms_module
 from ecom_importance.evaluation import RankingMetric, compare
 from ecom_importance.finetuning.arms import (Arm, auto, choose_arm, draw_training_queries, halve_select, judge, make_arms, run_trial, tabulate_arms, train_arm)
+from ecom_importance.preprocessing.noise import plant
 from ecom_importance.samples import DataError
 
 METRIC = RankingMetric("ndcg", k=5, min_items=4)
 stack = lambda table: np.stack(table["vector"].to_list())
+
+
+real = arms_module._train_clean
 
 
 def make_samples(seed=0, d=12, sizes=(60, 20, 24, 40)) -> pd.DataFrame:
@@ -135,8 +140,6 @@ def test_a_seed_is_saved_and_read_back(trial, tmp_path):
 
 
 def test_labels_are_called_clean_only_where_nothing_was_planted_before():
-    from ecom_importance.preprocessing.noise import plant
-
     spoiled, _ = plant(make_samples(), "flip", 0.1, 9)
     result = run(spoiled, noise="flip", rate=0.1, seeds=[0])
     assert "labels before planting" in result.predictions and "clean labels" not in result.predictions
@@ -149,6 +152,17 @@ def test_noise_that_changes_the_rows_is_vectorised_again(kind):
     assert set(figures["estimator"]) == {"random", "trusted_loss"} and figures["auroc"].between(0, 1).all()
     assert result.seeds[0].rows >= 0.5 * 480
     assert (result.seeds[0].rows > (draw_training_queries(make_samples(), 0)["split"] == "train").sum()) == (kind == "duplicate_conflict")
+
+
+def test_goods_that_went_stale_are_learned_as_stale_by_the_clean_arm(monkeypatch):
+    learned = []
+    monkeypatch.setattr(arms_module, "_train_clean", lambda drawn, *rest: learned.append(drawn) or real(drawn, *rest))
+    samples = make_samples().assign(item_id=lambda table: table["sample_id"], item_text=lambda table: "item " + table["sample_id"])
+    run(samples, noise="stale_item", rate=0.1, seeds=[0])
+    before = draw_training_queries(samples, 0).set_index("sample_id")["gain"]
+    stale = plant(draw_training_queries(samples, 0), "stale_item", 0.1, 0)[1].index
+    after = learned[0].set_index("sample_id")["gain"]
+    assert len(stale) and (after[stale] == 0).all() and (before[stale] > 0).all() and after.drop(stale).equals(before.drop(stale))
 
 
 def test_rows_without_weight_are_not_learned_from():

@@ -223,3 +223,17 @@ def test_a_ranker_trained_whole_is_ranked_without_the_store(runs):
     ranker = fine_tune(table, train_layers="all", epochs=1, batch_size=16, progress=False, device="cpu", frozen_states=store)
     np.testing.assert_array_equal(store.predict(ranker, table), ranker.predict(table))
     assert not runs
+
+
+def test_what_all_layers_share_belongs_to_the_states():
+    from transformers import MPNetConfig, MPNetModel
+
+    network = MPNetModel(MPNetConfig(vocab_size=60, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32))
+    before = bottom_hash(network, 1)
+    with torch.no_grad():
+        next(parameter for name, parameter in network.named_parameters() if "relative" in name)[0, 0] += 1
+    assert bottom_hash(network, 1) != before
+    before = bottom_hash(network, 1)
+    with torch.no_grad():
+        network.pooler.dense.bias[0] += 1  # reads the layers: no matter
+    assert bottom_hash(network, 1) == before

@@ -24,7 +24,7 @@ from ..evaluation import RankingMetric, Verdict, compare, detection, holm, is_no
 from .training import fine_tune
 from ..importance import Evidence, find, score
 from ..importance.estimators import ESTIMATORS
-from ..preprocessing.noise import plant
+from ..preprocessing.noise import plant, true_gains
 from ..samples import DataError, fit_query_clusters, stable_hash, stable_uniform, unseen_items
 from ..weighting import Adaptive, weigh
 
@@ -191,8 +191,8 @@ def run_seed(
         clean = next(arm for arm in arms if arm.name == "uniform")
         # Labels are only known to be clean where nothing was planted before.
         before = "noise" in drawn and (drawn.loc[drawn["split"] == "train", "noise"] != "").any()
-        truth = ledger["gain_before"].reindex(drawn["sample_id"]).fillna(drawn.set_index("sample_id")["gain"])  # where goods went stale the old label is not the truth
-        predictions["labels before planting" if before else "clean labels"] = _train_clean(drawn.assign(gain=truth.to_numpy()), clean, metric, vectorise, seed, training).predict(judged, judged_vectors)
+        true = drawn.assign(gain=true_gains(drawn, ledger).to_numpy())  # where goods went stale the old label is not the truth
+        predictions["labels before planting" if before else "clean labels"] = _train_clean(true, clean, metric, vectorise, seed, training).predict(judged, judged_vectors)
     seconds["training"] = sum(taken for name, taken in seconds.items() if name.startswith("arm "))
     return SeedTrial(seed, len(scores), [replace(arm, weights=None, rule=None, gain=None) for arm in arms], predictions, _detect(noisy, scores), seconds)
 

@@ -23,7 +23,7 @@ import pandas as pd
 from tqdm.std import tqdm
 
 from ..features import import_torch
-from .frozen_layers import find_layers, without_bottom
+from .frozen_layers import find_layers, shared_below, without_bottom
 from .rankers import TextRanker, Tokens, pad_tokens
 from ..samples import DataError, write_whole
 
@@ -64,14 +64,13 @@ def bottom_hash(
     network: Any,  # a transformers model, whole
     n_frozen: int,  # layers from below
 ) -> str:  # 32 hexadecimal digits
-    "Stands for the parameters of embeddings and frozen layers, bit by bit, and for the settings by which they are used."
-    base, layers = network.base_model, list(getattr(*find_layers(network)))
+    "Stands for the parameters that the frozen layers work with, bit by bit, and for the settings by which they are used."
+    base = network.base_model
     used = {name: value for name, value in network.config.to_dict().items() if name not in _NOT_OF_STATES and not name.startswith("_")}
     found = hashlib.blake2b(json.dumps([type(base).__name__, n_frozen, used], sort_keys=True, default=str).encode(), digest_size=16)
-    for part in (base.embeddings, *layers[:n_frozen]):
-        for name, parameter in part.named_parameters():
-            found.update(name.encode())
-            found.update(parameter.detach().float().cpu().contiguous().numpy().data)
+    for name, parameter in shared_below(base, n_frozen).items():
+        found.update(name.encode())
+        found.update(parameter.detach().float().cpu().contiguous().numpy().data)
     return found.hexdigest()
 
 

@@ -141,10 +141,10 @@ class Training:
         self.seen: list | None = [] if record else None  # a frame a batch
         self.most_rows: int | None = None  # that fit in memory; None = a batch has fitted so far
         self.train_layers, self.store, self.with_bar = train_layers, StateStore(dtype=frozen_states) if isinstance(frozen_states, str) else frozen_states, progress
-        self.bottom = self.without_bottom(self.tokens)
+        self.bottom = self.bottom_of(self.tokens)
         self.learning = [parameter for parameter in [*ranker.network.parameters(), *ranker.parameters_of_its_own()] if parameter.requires_grad]
 
-    def without_bottom(self, tokens: Tokens) -> FrozenBottom | None:
+    def bottom_of(self, tokens: Tokens) -> FrozenBottom | None:
         "The states of some texts in the place of the frozen layers; None where these run each time."
         return None if self.store is None else freeze_bottom(self.ranker, tokens, self.train_layers, states=self.store, progress=self.with_bar)
 
@@ -236,7 +236,7 @@ class EpochChoice:
         self.started, self.history = time.perf_counter(), []
         self.best, self.kept, self.kept_each = -np.inf, 0, np.full(1, np.nan)
         self.tokens = None if select is None else training.ranker.tokenise(select)
-        self.bottom = None if select is None or training.bottom is None else training.without_bottom(self.tokens)
+        self.bottom = None if select is None or training.bottom is None else training.bottom_of(self.tokens)
         self.weights = [parameter.detach().clone() for parameter in training.learning]
 
     @property
