@@ -3,7 +3,9 @@
 #   make demo       run the report on both embedded demos; ARGS="-p seeds=5" passes parameters on
 #   make test       all checks, as the continuous integration runs them (under 25 minutes on 2 cores)
 #   make test-all   with the slow ones
+#   make benchmark  the leaderboard anew, an hour on 2 cores; with ECOM_IMPORTANCE_PEERS the peers, too
 #   make lab        JupyterLab with the notebooks
+#   make peers      `.venv-peers`, with the libraries that ours is compared with; name its interpreter in ECOM_IMPORTANCE_PEERS
 #   make notebooks  run every notebook, keep its outputs, export and clean
 #   make readme     README.md from nbs/index.ipynb
 #   make clean      remove what was built; `.venv` and `runs/` stay
@@ -33,7 +35,7 @@ METADATA := settings.ini setup.py pyproject.toml constraints.txt
 # Two notebooks run side by side, each on one core: the waiting threads of NumPy's own library cannot be told to sleep.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help demo test test-all lab notebooks readme clean
+.PHONY: help demo test test-all benchmark lab peers notebooks readme clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -75,8 +77,26 @@ test-all: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/nbdev_test --n_workers 2 --timing --flags slow
 	$(BIN)/python -m pytest -m "slow or not slow" --ignore tests/test_house.py
 
+# The public data sets are looked for in ECOM_IMPORTANCE_DATA; those that are not there are left out, and said to be.
+benchmark: $(VENV)/.demo
+	$(BIN)/ecom-importance benchmark --full --grid runs/grid --out runs/benchmark $(if $(ECOM_IMPORTANCE_PEERS),-p peers=$(abspath tests/peers/estimators.py)) $(ARGS)
+
 lab: $(VENV)/.demo
 	$(BIN)/jupyter lab nbs/index.ipynb
+
+# The peers want another NumPy than ours, so they live beside it.
+PEERS ?= $(VENV)-peers
+
+$(PEERS)/.peers: tests/peers/requirements.txt
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 13))' || { echo "Python 3.11 or 3.12, with venv, is needed; found: $(PYTHON)" >&2; exit 1; }
+	$(PYTHON) -m venv $(PEERS)
+	@echo "installing into $(PEERS); this takes a few minutes the first time"
+	$(PEERS)/bin/python -m pip install --quiet --quiet $(TORCH)
+	$(PEERS)/bin/python -m pip install --quiet --quiet --no-deps --requirement tests/peers/requirements.txt
+	@touch $@
+
+peers: $(PEERS)/.peers
+	@echo "ECOM_IMPORTANCE_PEERS=$(abspath $(PEERS))/bin/python"
 
 # Each notebook runs in its own folder, after those that it builds on; the first that fails ends it, and is left as it was.
 notebooks: $(VENV)/.test
@@ -94,4 +114,4 @@ readme: $(VENV)/.test
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .hypothesis .import_linter_cache _proc _docs
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(PEERS)/*' -prune -exec rm -rf {} +
