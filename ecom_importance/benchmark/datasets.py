@@ -8,8 +8,8 @@ __all__ = ['SEARCH_SELECT', 'BUNDLE_DOMAINS', 'BUNDLE_FILES', 'BUNDLE_GAINS', 'M
            'OWN_QUERIES', 'OWN_METRIC', 'NOT_LATIN', 'DIMENSIONS', 'N_ITERATIONS', 'NEEDS', 'DataSet',
            'read_judged_search', 'date_lists', 'read_asked_households', 'read_graded_searches',
            'read_american_searches', 'read_bundles', 'ask_customers', 'read_reviews', 'read_sentiment',
-           'read_clear_pairs', 'find_dataset', 'load_dataset', 'own_dataset', 'list_datasets', 'draw_rows',
-           'queries_are_cut', 'describe', 'facts_of', 'kinds_of']
+           'read_clear_pairs', 'find_dataset', 'load_dataset', 'own_dataset', 'share_not_latin', 'list_datasets',
+           'draw_rows', 'queries_are_cut', 'describe', 'facts_of', 'kinds_of']
 
 # %% ../../nbs/08_benchmark/00_datasets.ipynb #ae4e99c0
 import html
@@ -296,14 +296,16 @@ def own_dataset(
     elif sizes is None:
         check_splits(rows)
     lists = rows.groupby("query_id").size().median() >= 2
-    return DataSet(name, name, read, "your own, taken to be true", "yours", sizes=sizes, metric=metric if lists else None, encoder=encoder or ("tfidf" if _share_not_latin(rows) > NOT_LATIN else "encoder"))
+    return DataSet(name, name, read, "your own, taken to be true", "yours", sizes=sizes, metric=metric if lists else None, encoder=encoder or ("tfidf" if share_not_latin(rows) > NOT_LATIN else "encoder"))
 
 
 def _read_own(root: Path | None = None, *, path: Path, gain_map: str | None, columns: Mapping[str, str] | None) -> pd.DataFrame:
     return read_samples(path, gain_map=gain_map, columns=columns)
 
 
-def _share_not_latin(rows: pd.DataFrame) -> float:
+def share_not_latin(
+    rows: pd.DataFrame,  # `query` and `item_text`
+) -> float:
     "The share of letters beyond the Latin alphabets, over the distinct texts of the first thousand rows."
     letters = [letter for name in ("query", "item_text") for text in rows[name].head(1000).unique() for letter in text if letter.isalpha()]
     return float(np.mean([letter > "\u024f" for letter in letters])) if letters else 0.0
