@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'SURROUNDINGS', 'FIGURE', 'COLUMNS', 'WRITE_EVERY', 'PREPARATION', 'Condition', 'cross', 'prepare', 'value',
-           'load_estimators', 'work', 'Shelf', 'run_grid', 'gather']
+           'load_estimators', 'work', 'Shelf', 'run_grid', 'run_plan', 'gather']
 
 # %% ../../nbs/08_benchmark/03_grid.ipynb #b9854d64
 import importlib.util
@@ -35,6 +35,7 @@ import psutil
 from tqdm.std import tqdm
 
 from .datasets import DATASETS, describe, draw_rows, find_dataset, load_dataset
+from .encoders import foretell_encoder, other_vectors, transfer
 from .tasks import Problem, detect, foretell, gains, leave_queries_out, make_problem, refer, remove
 from ..importance import Evidence, fits, score
 from ..importance.estimators import ESTIMATORS
@@ -89,7 +90,15 @@ def _gain(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([refer(problem), gains(problem, scores)], ignore_index=True)
 
 
-TASKS = {"detection": detect, "faithfulness": foretell, "queries out": leave_queries_out, "curves": remove, "gain": _gain}
+def _transfer(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame:
+    return transfer(problem, scores, other_vectors(problem.name)).assign(metric=lambda table: table["metric"].str.removeprefix("transfer "))  # the task's name says it
+
+
+def _foretell_encoder(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame:
+    return foretell_encoder(problem, scores, progress=False)
+
+
+TASKS = {"detection": detect, "faithfulness": foretell, "queries out": leave_queries_out, "curves": remove, "gain": _gain, "transfer": _transfer, "encoder faithfulness": _foretell_encoder}
 
 # %% ../../nbs/08_benchmark/03_grid.ipynb #84d3899b
 def value(
@@ -238,8 +247,9 @@ PREPARATION = 1800.0  # seconds that a worker has to start and to prepare data: 
 class Shelf:
     "The files of a condition: `scores`, a column an estimator, and `results`, a line a figure."
 
-    def __init__(self, folder: Path, condition: Condition, budget: float):
+    def __init__(self, folder: Path, condition: Condition, budget: float, names: Iterable[str] = (), tasks: Mapping[str, Iterable[str]] | None = None):
         self.condition, self.n, self.written = condition, condition.rows, time.monotonic()
+        self.names, self.tasks = list(names), {task: list(some) for task, some in (tasks or {}).items()}  # what is wanted here
         self.scores_file, self.results_file = folder / "scores" / f"{condition.key}.parquet", folder / "results" / f"{condition.key}.parquet"
         self.scores = pd.read_parquet(self.scores_file) if self.scores_file.is_file() else pd.DataFrame()
         self.lines: list[dict[str, Any]] = []
@@ -248,16 +258,12 @@ class Shelf:
             self.n, self.lines = int(table["rows"].iloc[0]), table[FIGURE].to_dict("records")
         self.lines = [line for line in self.lines if line["status"] != "no problem" and not (line["status"] == "did not finish" and line["seconds"] < 0.9 * budget)]
 
-    def missing(
-        self,
-        names: Iterable[str],  # estimators
-        tasks: Iterable[str],
-    ) -> tuple[list[str], dict[str, list[str]]]:  # those without a line, and for each task those that it has not judged
+    def missing(self) -> tuple[list[str], dict[str, list[str]]]:  # estimators without a line, and for each task those that it has not judged
         "What is left to do."
         done = {(line["task"], line["estimator"]) for line in self.lines}
-        wanted = [name for name in names if ("valuing", name) not in done]
-        able = [name for name in names if name in self.scores or name in wanted]
-        return wanted, {task: left for task in tasks if (left := [name for name in able if (task, name) not in done])}
+        unvalued = [name for name in self.names if ("valuing", name) not in done]
+        able = {name for name in self.names if name in self.scores or name in unvalued}
+        return unvalued, {task: left for task, names in self.tasks.items() if (left := [name for name in names if name in able and (task, name) not in done])}
 
     def forget(self, names: Iterable[str]) -> None:
         "All that is known of some estimators."
@@ -310,8 +316,8 @@ class _Worker:
             pickle.dump(message, self.process.stdin)
             self.process.stdin.flush()
 
-    def take(self, shelf: Shelf, names: Sequence[str], tasks: Sequence[str], settings: Mapping[str, Mapping[str, object]]) -> None:
-        self.shelf, (self.names, self.tasks) = shelf, shelf.missing(names, tasks)
+    def take(self, shelf: Shelf, settings: Mapping[str, Mapping[str, object]]) -> None:
+        self.shelf, (self.names, self.tasks) = shelf, shelf.missing()
         self.begin("its start")
         self._send(dict(condition=asdict(shelf.condition), names=self.names, tasks=self.tasks, known=shelf.scores, settings=settings))
 
@@ -391,7 +397,7 @@ class _Worker:
                 if estimator in self.shelf.scores:
                     self.shelf.add(task, estimator, seconds=spent, status=status, message=message)
         else:
-            left, tasks = self.shelf.missing(self.names, self.tasks)
+            left, tasks = self.shelf.missing()
             for of, names in {"valuing": left, **tasks}.items():
                 for estimator in names:
                     self.shelf.add(of, estimator, status="no problem", message=message if everything else f"{self.at}: {status}, {message}")
@@ -403,6 +409,16 @@ def run_grid(
     folder: str | Path | None = None,  # where a run that was stopped goes on; None = keep nothing
     *,
     tasks: Iterable[str] = ("detection",),  # of TASKS
+    **how: Any,  # settings of `run_plan`
+) -> pd.DataFrame:  # columns COLUMNS: a line a figure
+    "Run what is missing of some conditions, estimators and tasks, and read all that the folder holds: `run_plan` of one part."
+    return run_plan([(conditions, estimators, tasks)], folder, **how)
+
+
+def run_plan(
+    parts: Iterable[tuple[Iterable[Condition], Iterable[str], Iterable[str]]],  # conditions, estimators (none = all), tasks; a condition of several parts is prepared once
+    folder: str | Path | None = None,  # where a run that was stopped goes on; None = keep nothing
+    *,
     settings: Mapping[str, Mapping[str, object]] | None = None,  # estimator, or part of the evidence → setting → value
     files: Sequence[str | Path] = (),  # Python with estimators of your own
     again: Iterable[str] = (),  # estimators that are run anew
@@ -413,21 +429,20 @@ def run_grid(
     "Run what is missing, and read all that the folder holds. `DataError` for unknown names, files that cannot be used, and settings that differ from the folder's."
     if folder is None:
         with TemporaryDirectory() as passing:
-            return run_grid(conditions, estimators, passing, tasks=tasks, settings=settings, files=files, workers=workers, budget=budget, progress=progress)
-    folder, tasks, settings = Path(folder), list(tasks), dict(settings or {})
+            return run_plan(parts, passing, settings=settings, files=files, again=again, workers=workers, budget=budget, progress=progress)
+    folder, settings = Path(folder), dict(settings or {})
     for file in files:  # here, too: a mistake is told before the first worker starts
         load_estimators(file)
-    names = list(dict.fromkeys(estimators)) or list(ESTIMATORS)
-    for what, given, known in (("task", tasks, TASKS), ("estimator", [*names, *again], ESTIMATORS)):
-        if wrong := [one for one in given if one not in known]:
-            raise DataError(f"there is no {what} {wrong[0]!r}", expected=f"some of {', '.join(known)}", mend="correct the name")
+    wanted = _merge(parts)
+    names = list(dict.fromkeys(name for some, _ in wanted.values() for name in some))
+    _check_names("estimator", [*names, *again], ESTIMATORS)
     if workers < 1 or budget <= 0:
         raise DataError(f"{workers} workers with {budget:g} s", expected="at least one worker, and a budget above 0", mend="set workers= and budget=")
     _keep_settings(folder / "settings.json", names, settings, set(again))
-    shelves = [Shelf(folder, condition, budget) for condition in conditions]
+    shelves = [Shelf(folder, condition, budget, *own) for condition, own in wanted.items()]
     for shelf in shelves if again else ():
         shelf.forget(again)
-    waiting = [shelf for shelf in shelves if any(shelf.missing(names, tasks))]
+    waiting = [shelf for shelf in shelves if any(shelf.missing())]
     pool: list[_Worker] = []
     heard: SimpleQueue = SimpleQueue()
     try:
@@ -437,9 +452,9 @@ def run_grid(
                     one = next((one for one in pool if not one.shelf), None)
                     if one is None:
                         pool.append(one := _Worker.start(files, heard))
-                    one.take(waiting.pop(0), names, tasks, settings)
+                    one.take(waiting.pop(0), settings)
                 for one in _attend(pool, heard, budget):
-                    if any(one.shelf.missing(names, tasks)):
+                    if any(one.shelf.missing()):
                         waiting.insert(0, one.shelf)
                     else:
                         bar.update()
@@ -451,6 +466,25 @@ def run_grid(
                 one.shelf.write()
             one.stop()
     return gather(folder)
+
+
+def _merge(parts: Iterable[tuple[Iterable[Condition], Iterable[str], Iterable[str]]]) -> dict[Condition, tuple[list[str], dict[str, list[str]]]]:
+    "For each condition, in the order in which it first comes up, the estimators of all parts, and for each task its own."
+    wanted: dict[Condition, tuple[dict[str, None], dict[str, dict[str, None]]]] = {}
+    for conditions, estimators, tasks in parts:
+        names, tasks = dict.fromkeys(estimators) or dict.fromkeys(ESTIMATORS), list(tasks)
+        _check_names("task", tasks, TASKS)
+        for condition in conditions:
+            valued, judged = wanted.setdefault(condition, ({}, {}))
+            valued.update(names)
+            for task in tasks:
+                judged.setdefault(task, {}).update(names)
+    return {condition: (list(valued), {task: list(some) for task, some in judged.items()}) for condition, (valued, judged) in wanted.items()}
+
+
+def _check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    if wrong := [one for one in given if one not in known]:
+        raise DataError(f"there is no {what} {wrong[0]!r}", expected=f"some of {', '.join(known)}", mend="correct the name")
 
 
 def _attend(pool: list[_Worker], heard: SimpleQueue, budget: float) -> list[_Worker]:

@@ -6,7 +6,7 @@
 __all__ = ['Array', 'logger', 'KINDS', 'PARTS', 'ESTIMATORS', 'HIDDEN', 'BLOCK_CELLS', 'Need', 'read_signature', 'Part',
            'Estimator', 'part', 'estimator', 'Evidence', 'has', 'find', 'gather', 'evidence_from_samples', 'cut',
            'block_bounds', 'query_blocks', 'progress_bar', 'shows_bars', 'find_estimator', 'fits', 'score', 'explain',
-           'explain_query', 'score_new', 'Probe', 'estimate_cost', 'example_evidence']
+           'explain_query', 'score_new', 'Probe', 'estimate_cost', 'parts_under', 'example_evidence']
 
 # %% ../../nbs/04_importance/00_estimators.ipynb #2448fa07
 import inspect
@@ -675,7 +675,7 @@ def _run_probe(small: Evidence, chosen: list[Estimator]) -> dict[str, Probe]:
         began = time.perf_counter()
         one.function(**arguments)
         seconds = time.perf_counter() - began
-        for name in (name for name in _parts_in_order(one.need) if name not in seen and has(small, name)):
+        for name in (name for name in parts_under(one.need) if name not in seen and has(small, name)):
             del small.values[name]  # whatever it needs is there again, since those come first
             taken = small.seconds[name]
             seen[name] = Probe("part", max(taken, 1e-6), _peak_mb(partial(find, small, name)))
@@ -691,12 +691,14 @@ def _peak_mb(run: Callable) -> float:
     return peak / 2**20
 
 
-def _parts_in_order(need: Need) -> list[str]:
-    "The parts under a need, deepest first."
+def parts_under(
+    need: Need,  # of an estimator or a part
+) -> list[str]:
+    "The names of all parts that it stands on, deepest first."
     found: list[str] = []
     for name in (*need.required, *need.optional):
         if name in PARTS:
-            found += [deeper for deeper in (*_parts_in_order(PARTS[name].need), name) if deeper not in found]
+            found += [deeper for deeper in (*parts_under(PARTS[name].need), name) if deeper not in found]
     return found
 
 # %% ../../nbs/04_importance/00_estimators.ipynb #d6e9c696
