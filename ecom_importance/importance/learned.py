@@ -236,14 +236,13 @@ def linear_score(
 
 # %% ../../nbs/04_importance/02_learned.ipynb #8dbb94bb
 class Seeded:
-    "Fitted models by seed: those of the first seed are fitted at once, those of another when it is first asked for."
+    "Fitted models by seed: each is fitted when it is first asked for, so that another seed than the usual one costs one fit, not two."
 
     def __init__(
         self,
         fit: Callable[[int], object],  # seed → fitted models
-        seed: int = 0,
     ):
-        self.fit, self.fitted = fit, {seed: fit(seed)}
+        self.fit, self.fitted = fit, {}
 
     def __getitem__(self, seed: int) -> object:
         with _FITTING:  # blocks may run side by side
@@ -252,7 +251,7 @@ class Seeded:
         return self.fitted[seed]
 
 
-_FITTING = threading.Lock()
+_FITTING = threading.RLock()  # a fit may ask for another
 
 
 @part(along=None)
