@@ -250,7 +250,7 @@ def test_the_continuous_integration_runs_what_developers_run():
 
 def test_the_makefile_offers_what_it_says():
     offered = set(re.findall(r"^#   make ([\w-]+)", (ROOT / "Makefile").read_text(), re.M))
-    assert offered == {"demo", "test", "test-all", "lab", "peers", "notebooks", "readme", "clean"}
+    assert offered == {"demo", "test", "test-all", "benchmark", "lab", "peers", "notebooks", "readme", "clean"}
     for target in offered:
         done = subprocess.run(["make", "--dry-run", target, "VENV=.venv-none"], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         assert done.returncode == 0, done.stderr

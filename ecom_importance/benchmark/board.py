@@ -154,8 +154,10 @@ def costs(
 def failures(
     results: pd.DataFrame,  # of `run_grid`
 ) -> pd.DataFrame:  # task, estimator, status, message, conditions, of, data
-    "Who did not run or could not be judged, why, and in how many of the conditions that were tried."
+    "Who did not run or could not be judged, why, and in how many of the conditions that were tried; `(all)` where the data could not be prepared."
     lines = results[~results["task"].isin(["shared"])].drop_duplicates([*SURROUNDINGS, "task", "estimator"])
+    unprepared = lines["status"] == "no problem"  # of the data, not of an estimator: one line for all
+    lines = pd.concat([lines[~unprepared], lines[unprepared].assign(estimator="(all)").drop_duplicates([*SURROUNDINGS, "message"])])
     tried = lines.groupby(["task", "estimator"]).size().rename("of")
     found = lines[~lines["status"].isin(["done", "nothing to judge"])]
     table = found.groupby(["task", "estimator", "status", "message"], sort=False).agg(conditions=("data", "size"), data=("data", lambda each: ", ".join(dict.fromkeys(each)))).reset_index()
