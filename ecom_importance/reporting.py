@@ -816,7 +816,7 @@ def _exporter():
 
     quiet = logging.getLogger("ecom_importance.page")
     quiet.setLevel(logging.ERROR)
-    return Page(template_name="lab", template_file="report.html.j2", extra_loaders=[DictLoader({"report.html.j2": PAGE})], embed_images=True, log=quiet)
+    return Page(template_name="lab", template_file="report.html.j2", extra_loaders=[DictLoader({"report.html.j2": PAGE})], embed_images=True, exclude_raw=True, log=quiet)
 
 # %% ../nbs/10_reporting.ipynb #7010296f
 def render_html(
