@@ -95,7 +95,7 @@ def ran(tmp_path_factory):
     mine, marks = folder / "mine.py", folder / "marks"
     mine.write_text(MINE)
     os.environ["MARKS"] = str(marks)
-    table = run_grid(cross(["search"], ["flip"], [0.2], **SMALL), [*BASELINES, *BAD, "grad_dot"], folder, files=[mine], budget=4, workers=1, progress=False, tasks=["detection", "gain"])
+    table = run_grid(cross(["search"], ["flip"], [0.2], **SMALL), [*BASELINES, *BAD, "grad_dot"], folder, files=[mine], budget=8, workers=1, progress=False, tasks=["detection", "gain"])
     yield folder, mine, marks, table
     ESTIMATORS.clear()
     ESTIMATORS.update(before)
@@ -115,7 +115,7 @@ def test_everything_that_goes_wrong_is_a_line_and_the_rest_goes_on(ran):
     assert told["not_a_number"][0] == "raised" and "396 values that are NaN" in told["not_a_number"][1]
     for name, wanted in (("seeks_the_ledger", "noise"), ("seeks_the_truth", "true_gain")):
         assert told[name][0] == "refused" and f"needs {wanted}, which this evidence does not hold" in told[name][1]
-    assert told["never_ends"] == ["did not finish", "stopped after 4 s"] and lines(table, "never_ends")["seconds"].iloc[0] >= 4
+    assert told["never_ends"] == ["did not finish", "stopped after 8 s"] and lines(table, "never_ends")["seconds"].iloc[0] >= 8
     assert told["takes_all_down"][0] == "died" and "code 7" in told["takes_all_down"][1]
     assert list(table.columns) == COLUMNS and table[SURROUNDINGS].drop_duplicates().values.tolist() == [["search", "flip", 0.2, 0, 50, 396]]
 
@@ -139,7 +139,7 @@ def test_what_is_finished_is_not_run_again_and_a_new_one_runs_its_own_cells(ran)
     folder, mine, marks, table = ran
     assert marks.read_text() == "x"
     begun = time.perf_counter()
-    same = run_grid(cross(["search"], ["flip"], [0.2], **SMALL), [*BASELINES, *BAD, "grad_dot"], folder, files=[mine], budget=4, workers=1, progress=False, tasks=["detection", "gain"])
+    same = run_grid(cross(["search"], ["flip"], [0.2], **SMALL), [*BASELINES, *BAD, "grad_dot"], folder, files=[mine], budget=8, workers=1, progress=False, tasks=["detection", "gain"])
     assert time.perf_counter() - begun < 4, "a worker was started"
     pd.testing.assert_frame_equal(same, table)
     more = run_grid(cross(["search"], ["flip"], [0.2], **SMALL), [*BASELINES, "counts_its_calls", "tracin"], folder, files=[mine], budget=60, workers=1, progress=False, tasks=["detection"])
