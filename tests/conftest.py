@@ -10,3 +10,14 @@ def quick_collections():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture
+def registry_as_it_was():
+    "Estimators that a test registers are gone after it."
+    from ecom_importance.importance.estimators import ESTIMATORS
+
+    before = dict(ESTIMATORS)
+    yield
+    ESTIMATORS.clear()
+    ESTIMATORS.update(before)

