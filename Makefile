@@ -32,8 +32,9 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH ?= torch==2.13.0
 METADATA := settings.ini setup.py pyproject.toml constraints.txt
 
-# Two notebooks run side by side, each on one core: the waiting threads of NumPy's own library cannot be told to sleep.
+# Two notebooks run side by side, and two files of tests, each on one core: the waiting threads of NumPy's own library cannot be told to sleep.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+TWO_FILES := --numprocesses 2 --dist loadfile
 
 .PHONY: help demo test test-all benchmark lab peers notebooks readme clean
 
@@ -69,13 +70,13 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest tests/test_house.py
 	$(ONE_THREAD) $(BIN)/nbdev_test --n_workers 2 --timing
-	$(BIN)/python -m pytest --ignore tests/test_house.py --ignore tests/test_wheel.py
+	$(ONE_THREAD) $(BIN)/python -m pytest $(TWO_FILES) --ignore tests/test_house.py --ignore tests/test_wheel.py
 	$(BIN)/python -m pytest tests/test_wheel.py
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest tests/test_house.py
 	$(ONE_THREAD) $(BIN)/nbdev_test --n_workers 2 --timing --flags slow
-	$(BIN)/python -m pytest -m "slow or not slow" --ignore tests/test_house.py
+	$(ONE_THREAD) $(BIN)/python -m pytest $(TWO_FILES) -m "slow or not slow" --ignore tests/test_house.py
 
 # The public data sets are looked for in ECOM_IMPORTANCE_DATA; those that are not there are left out, and said to be.
 benchmark: $(VENV)/.demo

@@ -404,6 +404,14 @@ class Run:
                 entry.update(content=fingerprint(path), series=isinstance(value, pd.Series))
         return load(path) if load else _load(path, self.stages[name].get("series", False))
 
+    def tell(
+        self,
+        name: str,  # a stage that is running
+        so_far: str,  # shown on its progress line: "120 of 470"
+    ) -> None:
+        "Say how far a running stage is."
+        self._note(name, **{**self.stages.get(name, {}), "state": "running", "so_far": so_far})
+
     def record(self, **figures: object) -> None:
         "Note figures under their names, for `results.json`."
         self.results.update({name: to_json(value) for name, value in figures.items()})
@@ -671,6 +679,7 @@ class _Progress:
 
     def __init__(self, folder: Path, stream):
         self.folder, self.stream = folder, stream
+        self.live = bool(stream) and stream.isatty()  # a line can be written over
         self.seen = {name: entry.get("at") for name, entry in read_stages(folder).items()}
         self.open = None
 
@@ -683,9 +692,13 @@ class _Progress:
                 self.close()
                 self._say(f"  {name:<24} ")
                 self.open = name
+            over = f"\r  {name:<24} " if self.live else ""
             if entry["state"] != "running":
-                self._say(f"{entry.get('seconds', 0):8.1f} s  {entry.get('peak_mb', 0):8,.0f} MB" + {"kept": "  kept from before", "failed": "  failed"}.get(entry["state"], "") + "\n")
+                figures = f"{entry.get('seconds', 0):8.1f} s  {entry.get('peak_mb', 0):8,.0f} MB" + {"kept": "  kept from before", "failed": "  failed"}.get(entry["state"], "")
+                self._say(f"{over}{figures:<{40 * self.live}}\n")
                 self.open = None
+            elif self.live and entry.get("so_far"):
+                self._say(f"{over}{entry['so_far']:<40}")
 
     def close(self) -> None:
         if self.open:

@@ -123,7 +123,9 @@ def test_figures_are_those_of_the_task_itself(ran):
             found = lines(table, line.estimator, task).set_index("metric").loc[line.metric, "value"]
             assert found == pytest.approx(line.value, abs=1e-6), (task, line.estimator, line.metric)
     kept = pd.read_parquet(folder / "scores" / f"{condition.key}.parquet")
-    np.testing.assert_allclose(kept[scores.columns], scores, rtol=1e-6)
+    # The worker has one thread and this process may have two: sums of single precision in another order, next to a column's size.
+    for name in scores:
+        np.testing.assert_allclose(kept[name], scores[name], rtol=1e-5, atol=1e-6 * np.abs(scores[name]).max(), err_msg=name)
     assert (lines(table, "grad_dot", "detection")["seconds"] == lines(table, "grad_dot")["seconds"].iloc[0]).all()
     assert {"oof", "trusted_oof", "the data"} <= set(table.loc[table["task"] == "shared", "estimator"])
 
@@ -167,7 +169,9 @@ def test_data_that_are_too_few_or_absent_are_lines(tmp_path):
 
 def test_a_condition_of_several_parts_is_prepared_once(tmp_path):
     one, other = cross(["search"], ["flip"], [0.2], seeds=range(2), **SMALL)
-    table = run_plan([([one, other], ["random"], ["detection"]), ([one], ["random", "oof_loss"], ["gain"])], tmp_path, workers=1, progress=False)
+    heard = []
+    table = run_plan([([one, other], ["random"], ["detection"]), ([one], ["random", "oof_loss"], ["gain"])], tmp_path, workers=1, progress=False, told=lambda *counts: heard.append(counts))
+    assert heard == [(1, 2), (2, 2)]
     assert table.groupby(["seed", "task"])["estimator"].agg(set).drop("shared", level="task").to_dict() == {
         (0, "valuing"): {"random", "oof_loss"}, (0, "detection"): {"random"}, (0, "gain"): {"", "random", "oof_loss"}, (1, "valuing"): {"random"}, (1, "detection"): {"random"}}
     assert ((table["estimator"] == "the data") & (table["metric"] == "")).sum() == 2

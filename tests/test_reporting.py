@@ -1,4 +1,5 @@
 """Strict runs: what is refused, what is kept, and what a kill leaves behind."""
+import io
 import json
 import os
 import re
@@ -256,6 +257,28 @@ def test_other_code_computes_again(tmp_path, monkeypatch):
     Run(tmp_path).keep("a.npy", lambda: np.zeros(2), inputs=1)
     monkeypatch.setattr(reporting, "package_fingerprint", lambda: "edited")
     assert Run(tmp_path).keep("a.npy", lambda: np.ones(2), inputs=1).tolist() == [1, 1]
+
+
+def test_a_terminal_shows_how_far_a_stage_is_and_a_file_does_not(tmp_path):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal, file, run = Terminal(), io.StringIO(), Run(tmp_path)
+    watching = [reporting._Progress(tmp_path, stream) for stream in (terminal, file, None)]
+    with run.stage("grid"):
+        for so_far in ("a first and long word", "2 of 3"):
+            run.tell("grid", so_far)
+            for watch in watching:
+                watch()
+    for watch in watching:
+        watch()
+    shown, *rest = terminal.getvalue().split("\n")
+    lines = [line.rstrip() for line in shown.split("\r")]
+    assert rest == [""] and [line.split()[1:4] for line in lines[1:3]] == [["a", "first", "and"], ["2", "of", "3"]] and re.fullmatch(r"  grid +0\.\d s +[\d,]+ MB", lines[-1])
+    assert all(len(after) >= len(before.rstrip()) for before, after in zip(shown.split("\r"), shown.split("\r")[1:])), "nothing of a longer line is left"
+    assert re.fullmatch(r"  grid +0\.\d s +[\d,]+ MB\n", file.getvalue())
+    assert "so_far" not in read_stages(tmp_path)["grid"]
 
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):

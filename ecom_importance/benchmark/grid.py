@@ -424,12 +424,13 @@ def run_plan(
     again: Iterable[str] = (),  # estimators that are run anew
     workers: int = 2,  # processes, of one thread each
     budget: float = 600.0,  # seconds that one estimator, or one task, may take
-    progress: bool = True,
+    progress: bool = True,  # a bar
+    told: Callable[[int, int], None] | None = None,  # also called with the conditions done and those in all
 ) -> pd.DataFrame:  # columns COLUMNS: a line a figure
     "Run what is missing, and read all that the folder holds. `DataError` for unknown names, files that cannot be used, and settings that differ from the folder's."
     if folder is None:
         with TemporaryDirectory() as passing:
-            return run_plan(parts, passing, settings=settings, files=files, again=again, workers=workers, budget=budget, progress=progress)
+            return run_plan(parts, passing, settings=settings, files=files, again=again, workers=workers, budget=budget, progress=progress, told=told)
     folder, settings, again = Path(folder), dict(settings or {}), list(again)
     for file in files:  # here, too: a mistake is told before the first worker starts
         load_estimators(file)
@@ -443,10 +444,11 @@ def run_plan(
     for shelf in shelves if again else ():
         shelf.forget(again)
     waiting = [shelf for shelf in shelves if any(shelf.missing())]
+    done = len(shelves) - len(waiting)
     pool: list[_Worker] = []
     heard: SimpleQueue = SimpleQueue()
     try:
-        with tqdm(total=len(shelves), initial=len(shelves) - len(waiting), desc="conditions", disable=not progress) as bar:
+        with tqdm(total=len(shelves), initial=done, desc="conditions", disable=not progress) as bar:
             while waiting or any(one.shelf for one in pool):
                 for _ in range(min(len(waiting), workers - sum(bool(one.shelf) for one in pool))):
                     one = next((one for one in pool if not one.shelf), None)
@@ -458,6 +460,9 @@ def run_plan(
                         waiting.insert(0, one.shelf)
                     else:
                         bar.update()
+                        done += 1
+                        if told:
+                            told(done, len(shelves))
                     one.shelf = None
                 pool = [one for one in pool if one.shelf or one.process.poll() is None]
     finally:

@@ -111,12 +111,12 @@ def _fit_gain_head(x: Array, y: Array, *, ridge: float, weights: Array | None, s
         start = fit_head(x[::every], y[::every], ridge=ridge, weights=counts[::every], tolerance=1e-6, most=most)
     theta = np.r_[start.weights, start.intercept] if start else np.zeros(x.shape[1] + 1)
     curvature, borrowed, before = (start.curvature if start else None), start is not None, np.inf
-    factor = cho_factor(curvature + np.diag(penalty), lower=True) if borrowed else None
+    factor = start.factor if borrowed and start.ridge == ridge else None
     value, p = _objective(x, y, counts, theta, penalty)
     for _ in range(most):
         gradient = _bordered(x, counts * (p - y)) + penalty * theta
         if factor is None or not borrowed:
-            curvature, borrowed = _curvature(x, counts * p * (1 - p)), False
+            curvature = curvature if borrowed else _curvature(x, counts * p * (1 - p))
             factor = cho_factor(curvature + np.diag(penalty), lower=True)
         step = cho_solve(factor, gradient)
         promise = gradient @ step / 2
@@ -242,7 +242,8 @@ def _fit_class_head(x: Array, y: Array, *, ridge: float, weights: Array | None, 
         return ClassHead(np.stack([head.weights for head in heads], axis=1), np.array([head.intercept for head in heads]), float(ridge), tuple(head.factor for head in heads), None, heads)
     counts, penalty = _shares(weights, len(x)), np.r_[np.full(d - 1, ridge), INTERCEPT_RIDGE]
     theta = np.c_[start.weights.T, start.intercept] if start else np.zeros((classes, d))
-    curvature, factor, borrowed, before = (start.curvature if start else None), None, start is not None, np.inf
+    curvature, borrowed, before = (start.curvature if start else None), start is not None, np.inf
+    factor = start.factors[0] if borrowed and start.ridge == ridge else None
     value, p = _class_objective(x, y, counts, theta, penalty)
     for _ in range(most):
         gradient = np.stack([_bordered(x, counts * (p - y)[:, c]) for c in range(classes)]) + penalty * theta
