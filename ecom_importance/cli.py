@@ -44,7 +44,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     benchmark = commands.add_parser("benchmark", help="hold estimators, those of your own file among them, against the usual ones")
     benchmark.add_argument("--estimators", dest="files", action="append", default=[], metavar="FILE", help="Python with functions decorated by @estimator; may be repeated")
-    benchmark.add_argument("--data", metavar="NAMES", help="comma-separated data sets, or files of your own judged samples (default: the two demos)")
+    benchmark.add_argument("--data", metavar="NAMES", help="comma-separated data sets, or files of your own judged samples (default: the search demo)")
+    benchmark.add_argument("--gain-map", metavar="NAME", help="what the labels of your files are worth, where they have no column `gain`")
+    benchmark.add_argument("--columns", default="", metavar="THEIRS=OURS,…", help="names of your files' columns, where they differ from ours")
     benchmark.add_argument("--full", action="store_true", help="every estimator on the whole grid of the leaderboard: an hour on two cores")
     benchmark.add_argument("--grid", metavar="DIR", default="runs/grid", help="scores and figures, which runs share: what is there is not run again (default: runs/grid)")
     benchmark.add_argument("--out", metavar="DIR", help="the page's folder (default: runs/benchmark-… after the parameters)")
@@ -143,7 +145,7 @@ def score_command(
 
 # %% ../nbs/11_cli.ipynb #d1b38d38
 SMALL_GRID = {
-    "data": ["search", "recommendation"], "names": ["random", "oof_loss", "label_quality", "trusted_loss", "influence", "knn_shapley"], "noise": ["flip", "position_bias"], "rates": [0.2], "seeds": 3, "verdict_seeds": 3,
+    "data": ["search"], "names": ["random", "oof_loss", "label_quality", "trusted_loss", "influence", "knn_shapley"], "noise": ["flip", "position_bias"], "rates": [0.2], "seeds": 3, "verdict_seeds": 10,
     "rows": 400, "trusted": [100], "slow": [], "texts": False, "encoder_data": [],
 }  # parameters of the report
 
@@ -153,6 +155,8 @@ def benchmark_command(
     given: Mapping[str, str] = {},  # further parameters of the report, as typed
     *,
     data: Sequence[str] = (),  # names of data sets, or files; none: the grid's own
+    gain_map: str | None = None,  # what labels are worth in files without a column `gain`
+    columns: Mapping[str, str] = {},  # of the files: their name → ours
     full: bool = False,  # the leaderboard's grid
     grid: str = "runs/grid",  # scores and figures that runs share
     out: str | None = None,
@@ -161,11 +165,16 @@ def benchmark_command(
 ) -> None:
     "Run the report `benchmark`; print the path of its page, then one line a verdict. `DataError` before anything runs when a file cannot be used."
     from ecom_importance.benchmark.grid import load_estimators
+    from ecom_importance.reporting import UsageError, suggest
+    from ecom_importance.samples import GAIN_MAPS
 
+    if gain_map is not None and gain_map not in GAIN_MAPS:
+        raise UsageError(f"unknown gain map {gain_map!r}: {suggest(gain_map, GAIN_MAPS)}")
     for file in files:
         load_estimators(file)
     chosen = {} if full else dict(SMALL_GRID)
     chosen |= {"data": [str(Path(name).resolve()) if Path(name).is_file() else name for name in data]} if data else {}
+    chosen |= ({"gain_map": gain_map} if gain_map else {}) | ({"columns": dict(columns)} if columns else {})
     chosen |= {"estimators": [str(Path(file).resolve()) for file in files], "grid": str(Path(grid).resolve())}
     run_report_command("benchmark", {name: str(value) for name, value in chosen.items()} | dict(given), out=out, fresh=fresh, quiet=quiet)
 
@@ -232,7 +241,7 @@ def _run(typed: argparse.Namespace, log: logging.Logger) -> int:
                           columns=read_pairs([pair for pair in typed.columns.split(",") if pair]))
         elif typed.command == "benchmark":
             names = [name.strip() for name in (typed.data or "").split(",") if name.strip()]
-            benchmark_command(typed.files, read_pairs(typed.parameters), data=names, full=typed.full, grid=typed.grid, out=typed.out, fresh=typed.fresh, quiet=typed.quiet)
+            benchmark_command(typed.files, read_pairs(typed.parameters), data=names, gain_map=typed.gain_map, columns=read_pairs([pair for pair in typed.columns.split(",") if pair]), full=typed.full, grid=typed.grid, out=typed.out, fresh=typed.fresh, quiet=typed.quiet)
         else:
             list_command(typed.name)
         return 0

@@ -87,8 +87,21 @@ def test_equal_rankings_share_a_row_with_the_cost_of_the_cheapest(results):
     shared = share_rows(results)
     assert {"good = twin", "plain", "random"} <= set(shared["estimator"]) and not {"good", "twin"} & set(shared["estimator"])
     assert shared.loc[(shared["task"] == "valuing") & (shared["estimator"] == "good = twin"), "seconds"].eq(0.1).all()
-    assert (shared["estimator"] == "").sum() == (results["estimator"] == "").sum()
+    assert set(shared["task"]) == {"detection", "valuing"}
     pd.testing.assert_series_equal(standings(shared).loc[("a", "good = twin")], standings(results).loc[("a", "good")], check_names=False)
+
+
+def test_the_same_order_of_other_values_is_one_ranking(results):
+    apart = [line(data, "flip", 0, "detection", name, "kmeans_f1", f1) for data in ("a", "b") for name, f1 in (("good", 0.3), ("twin", 0.6))]
+    assert "good = twin" in set(share_rows(pd.concat([results, pd.DataFrame(apart)]))["estimator"])
+
+
+def test_the_mean_counts_columns_alike_and_conditions_of_other_sizes_are_others(results):
+    some = pd.DataFrame([line(data, kind, 0, "detection", "good", "ap", value) for data, kind, value in (("a", "flip", 0.2), ("a", "bot", 0.4), ("a", "dup", 0.6), ("b", "flip", 1.0))])
+    assert standings(some, column="data").loc["good", "mean"] == pytest.approx(0.7)
+    two = pd.concat([results, results.assign(rows=50, value=results["value"] / 2)])
+    table = differences(two, "plain").loc[("a", "good")]
+    assert table["conditions"] == 2 * differences(results, "plain").loc[("a", "good"), "conditions"] and table["difference"] == pytest.approx(0.75 * differences(results, "plain").loc[("a", "good"), "difference"])
 
 
 def test_curves_are_changes_against_all_rows(results):

@@ -14,6 +14,7 @@ from ecom_importance.benchmark import grid
 from ecom_importance.benchmark.grid import COLUMNS, SURROUNDINGS, TASKS, Condition, Shelf, cross, gather, load_estimators, prepare, run_grid, run_plan, value
 from ecom_importance.importance import score
 from ecom_importance.importance.estimators import ESTIMATORS
+from ecom_importance.preprocessing.demo import load_demo
 from ecom_importance.samples import DataError
 
 pytestmark = pytest.mark.usefixtures("registry_as_it_was")
@@ -110,7 +111,7 @@ def test_everything_that_goes_wrong_is_a_line_and_the_rest_goes_on(ran):
         assert told[name][0] == "refused" and f"needs {wanted}, which this evidence does not hold" in told[name][1]
     assert told["never_ends"] == ["did not finish", "stopped after 8 s"] and lines(table, "never_ends")["seconds"].iloc[0] >= 8
     assert told["takes_all_down"][0] == "died" and "code 7" in told["takes_all_down"][1]
-    assert list(table.columns) == COLUMNS and table[SURROUNDINGS].drop_duplicates().values.tolist() == [["search", "flip", 0.2, 0, 50, 396]]
+    assert list(table.columns) == COLUMNS and table[SURROUNDINGS].drop_duplicates().values.tolist() == [["search", "flip", 0.2, 0, 50, 400]]
 
 
 def test_figures_are_those_of_the_task_itself(ran):
@@ -144,6 +145,64 @@ def test_what_is_finished_is_not_run_again_and_a_new_one_runs_its_own_cells(ran)
     assert marks.read_text() == "xx" and len(lines(again, "counts_its_calls")) == 1
     with pytest.raises(DataError, match="another folder"):
         run_grid(cross(["search"], ["flip"], [0.2], **SMALL), ["knn_shapley", "tracin"], folder, settings={"tracin": {}, "knn_shapley": {"k": 3}, "checkpoints": {}}, progress=False)
+
+
+def test_a_changed_file_of_estimators_runs_anew_in_the_whole_folder_and_changed_data_are_refused(tmp_path):
+    mine, data, folder = tmp_path / "mine.py", tmp_path / "judged.parquet", tmp_path / "grid"
+    text = "import numpy as np\nfrom ecom_importance.importance import estimator\n@estimator(family='baseline', source='a test')\ndef mine(y) -> np.ndarray:\n    'A test.'\n    return {}\n"
+    load_demo("search").query("split == 'select'").drop(columns=["split", "noise"]).to_parquet(data)
+    both = [Condition("search", "flip", 0.2, rows=400, trusted=50), Condition(str(data), "flip", 0.2, rows=400, trusted=50)]
+    mine.write_text(text.format("y"))
+    first = run_grid(both, ["mine", "random", "oof_loss"], folder, tasks=["gain", "transfer"], files=[mine], workers=1, progress=False)
+    assert first["status"].eq("done").all() and (first["task"] == "transfer").groupby(first["data"]).any().all()
+    references = first[first["estimator"] == ""]
+    assert not references.duplicated(["data", "task", "metric"]).any()
+    mine.write_text(text.format("-y"))
+    second = run_grid(both[:1], ["mine"], folder, tasks=["gain", "transfer"], files=[mine], workers=1, progress=False)
+    figures = [table[table["task"].isin(["gain", "transfer"]) & (table["estimator"] == "mine")] for table in (first, second)]
+    assert set(figures[1]["data"]) == {"search"} and len(lines(second, "random", "gain")) == len(lines(first, "random", "gain")), "the other condition's old figures are gone, and nothing else"
+    assert not np.allclose(figures[0][figures[0]["data"] == "search"]["value"], figures[1]["value"])
+    pd.testing.assert_frame_equal(second[second["estimator"] == ""].reset_index(drop=True), references.reset_index(drop=True))
+    pd.read_parquet(data).assign(gain=lambda table: 1 - table["gain"]).to_parquet(data)
+    with pytest.raises(DataError, match="judged.parquet.*not as it was"):
+        run_grid(both, ["random"], folder, workers=1, progress=False)
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path):
+    with grid._alone(tmp_path), pytest.raises(DataError, match="another run is at work"):
+        run_grid(cross(["search"], **SMALL), ["random"], tmp_path, progress=False)
+    with grid._alone(tmp_path):
+        pass
+
+
+def test_one_estimator_does_not_fail_a_task_for_all():
+    def task(problem, scores):
+        if "bad" in scores:
+            raise ValueError(f"bad among {len(scores.columns)}")
+        if "always" in scores:
+            raise ValueError("no such rows")
+        return pd.DataFrame({"estimator": scores.columns})
+
+    judged = grid._judge(task, None, pd.DataFrame(columns=["a", "b", "bad", "c", "d"]), ["a", "b", "bad", "c", "d"])
+    assert [names for names, found, reason in judged if not reason] == [["a", "b"], ["c", "d"]] and [(names, reason) for names, _, reason in judged if reason] == [(["bad"], "ValueError: bad among 1")]
+    assert [names for names, *_ in grid._judge(task, None, pd.DataFrame(columns=["always", "b"]), ["always", "b"])] == [["always"], ["b"]]
+    assert grid._judge(task, None, pd.DataFrame(), []) == []
+
+
+def test_scores_that_a_killed_run_did_not_write_are_made_again(tmp_path):
+    shelf = Shelf(tmp_path, Condition("search"), 10)
+    shelf.add("valuing", "written")
+    shelf.add("valuing", "lost")
+    shelf.add("detection", "lost", "ap", 0.5)
+    shelf.scores = pd.DataFrame({"written": [1.0]}, index=["a"])
+    shelf.write()
+    assert Shelf(tmp_path, Condition("search"), 10, ["written", "lost"], {"detection": ["written", "lost"]}).missing() == (["lost"], {"detection": ["written", "lost"]})
+
+
+def test_settings_are_compared_as_they_are_kept(tmp_path):
+    one, how = cross(["search"], ["flip"], [0.2], **SMALL), dict(settings={"levels": {"values": (0.0, 0.5, 1.0)}}, workers=1, progress=False)
+    first = run_grid(one, ["random"], tmp_path, **how)
+    pd.testing.assert_frame_equal(run_grid(one, ["random"], tmp_path, **how), first)
 
 
 def test_a_larger_budget_tries_again_and_absent_data_are_looked_for_again(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from ecom_importance.benchmark.tasks import SHARES, detect, foretell, gains, leave_queries_out, log_likelihoods, make_problem, rank_correlations, refer, remove, see_with
-from ecom_importance.evaluation import RankingMetric
+from ecom_importance.evaluation import RankingMetric, detection
 from ecom_importance.importance import find, score
 from ecom_importance.importance.heads import fit_head
 from ecom_importance.samples import DataError
@@ -50,13 +50,26 @@ def value(table: pd.DataFrame, estimator: str, metric: str) -> float:
 def test_a_problem_keeps_ledger_truth_and_test_rows_out_of_the_evidence(problem):
     assert problem.wrong.mean() == pytest.approx(0.2, abs=0.01) and problem.n == 210 and problem.n_valid == 84
     clean = samples().set_index("sample_id")["gain"]
-    np.testing.assert_array_equal(problem.true_gain, clean[problem.evidence.sample_ids])
+    np.testing.assert_array_equal(problem.true_gain, clean[problem.named])
     np.testing.assert_array_equal(np.asarray(find(problem.evidence, "y")) != problem.true_gain, problem.wrong)
     assert not problem.hard[problem.wrong].any() and 0 < problem.hard.sum() <= 21
     assert "noise" not in problem.evidence.train and "noise" not in problem.evidence.valid
     assert not set(problem.test["sample_id"]) & set(problem.evidence.sample_ids)
     assert (problem.seen["sample_id"].to_numpy()[: problem.n] == problem.evidence.sample_ids).all()
     np.testing.assert_allclose(problem.game.y[: len(problem.seen)], problem.seen["gain"])
+
+
+@pytest.mark.parametrize("kind", ["flip", "duplicate_conflict"])  # the second adds rows, at the end
+def test_neither_names_nor_order_tell_what_was_planted(kind):
+    mixed = [make_problem(samples(), describe, METRIC, name="invented", noise=kind, rate=0.2, seed=seed) for seed in range(5)]
+    for problem in mixed:
+        places = np.arange(problem.n, dtype=float)
+        by_name = pd.Index(problem.evidence.sample_ids).argsort().argsort().astype(float)
+        assert not set(problem.named) & set(problem.evidence.sample_ids)
+        for told in (places, by_name):
+            assert abs(2 * detection(told, problem.wrong)["auroc"] - 1) < 0.35
+    assert abs(np.mean([detection(np.arange(problem.n, dtype=float), problem.wrong)["auroc"] for problem in mixed]) - 0.5) < 0.08
+    assert list(mixed[0].evidence.sample_ids) != list(mixed[1].evidence.sample_ids)
 
 
 def test_refits_are_those_of_a_head_alone(problem):

@@ -8,8 +8,8 @@ __all__ = ['SEARCH_SELECT', 'BUNDLE_DOMAINS', 'BUNDLE_FILES', 'BUNDLE_GAINS', 'M
            'OWN_QUERIES', 'OWN_METRIC', 'NOT_LATIN', 'DIMENSIONS', 'N_ITERATIONS', 'NEEDS', 'DataSet',
            'read_judged_search', 'date_lists', 'read_asked_households', 'read_graded_searches',
            'read_american_searches', 'read_bundles', 'ask_customers', 'read_reviews', 'read_sentiment',
-           'read_clear_pairs', 'find_dataset', 'load_dataset', 'own_dataset', 'share_not_latin', 'list_datasets',
-           'draw_rows', 'queries_are_cut', 'describe', 'facts_of', 'kinds_of']
+           'read_clear_pairs', 'find_dataset', 'load_dataset', 'own_dataset', 'keep_samples', 'share_not_latin',
+           'list_datasets', 'draw_rows', 'queries_are_cut', 'describe', 'facts_of', 'kinds_of']
 
 # %% ../../nbs/08_benchmark/00_datasets.ipynb #ae4e99c0
 import html
@@ -29,7 +29,7 @@ from ..preprocessing.histories import assign_users, histories_to_samples, read_o
 from ..preprocessing.noise import NOISE, list_noise
 from ..preprocessing.sources import read_esci, read_home_depot, read_samples
 from ..samples import (BINARY, REQUIRED, SPLITS, DataError, GainMap, check_samples, check_splits, data_root, normalise_text, split_by_query, stable_hash,
-                                     stable_uniform, tokens)
+                                     stable_uniform, tokens, write_whole)
 
 # %% ../../nbs/08_benchmark/00_datasets.ipynb #2fa490fe
 @dataclass(frozen=True)
@@ -297,6 +297,19 @@ def own_dataset(
         check_splits(rows)
     lists = rows.groupby("query_id").size().median() >= 2
     return DataSet(name, name, read, "your own, taken to be true", "yours", sizes=sizes, metric=metric if lists else None, encoder=encoder or ("tfidf" if share_not_latin(rows) > NOT_LATIN else "encoder"))
+
+
+def keep_samples(
+    path: str | Path,  # judged samples, in any format that `read_samples` reads
+    folder: str | Path,
+    *,
+    gain_map: str | None = None,  # a name in `samples.GAIN_MAPS`; needed where there is no column `gain`
+    columns: Mapping[str, str] | None = None,  # their name → ours
+) -> Path:  # NAME.parquet in the folder
+    "A file of your own once more, under our names of columns and with gains, so that a path is all that a grid needs of it."
+    rows, kept = read_samples(path, gain_map=gain_map, columns=columns), Path(folder) / f"{Path(path).stem}.parquet"
+    write_whole(kept, lambda beside: rows.to_parquet(beside))
+    return kept
 
 
 def _read_own(root: Path | None = None, *, path: Path, gain_map: str | None, columns: Mapping[str, str] | None) -> pd.DataFrame:

@@ -7,6 +7,7 @@ __all__ = ['TASKS', 'SURROUNDINGS', 'FIGURE', 'COLUMNS', 'WRITE_EVERY', 'PREPARA
            'load_estimators', 'work', 'Shelf', 'run_grid', 'run_plan', 'gather']
 
 # %% ../../nbs/08_benchmark/03_grid.ipynb #b9854d64
+import hashlib
 import importlib.util
 import json
 import logging
@@ -19,9 +20,10 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -32,6 +34,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil
+from filelock import FileLock, Timeout
 from tqdm.std import tqdm
 
 from .datasets import DATASETS, describe, draw_rows, find_dataset, load_dataset
@@ -51,7 +54,7 @@ class Condition:
     rate: float = 0.0  # share of the training rows
     seed: int = 0  # of the rows drawn, the noise, and the estimators
     trusted: int = 200  # trusted rows, at most
-    rows: int = 0  # training rows, at most; 0 = the set's own number
+    rows: int = 0  # training rows before planting, at most; 0 = the set's own number
 
     @property
     def key(self) -> str:
@@ -83,7 +86,7 @@ def prepare(
     "Read, draw, plant and describe. `DataError` where the data are not there, too few, or not fit for that noise."
     about = find_dataset(condition.data)
     samples = draw_rows(load_dataset(about), condition.seed, train_rows=condition.rows or about.train_rows, trusted_rows=condition.trusted)
-    return make_problem(samples, lambda rows: describe(about, rows), about.metric, name=about.name, noise=condition.noise, rate=condition.rate, seed=condition.seed, settings=parts)
+    return make_problem(samples, lambda rows: describe(about, rows), about.metric, name=condition.data, noise=condition.noise, rate=condition.rate, seed=condition.seed, settings=parts)
 
 # %% ../../nbs/08_benchmark/03_grid.ipynb #d0e751c2
 def _gain(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame:
@@ -218,7 +221,7 @@ def _work_through(tell: Callable[..., None], condition: dict[str, Any], names: l
     except Exception as failure:
         tell("no problem", _one_line(failure), None)
         return
-    tell("prepared", {"seconds": time.perf_counter() - began, "wrong": problem.wrong.mean(), "trusted rows": problem.n_valid}, ids)
+    tell("prepared", {"seconds": time.perf_counter() - began, "wrong": problem.wrong.mean(), "training rows": problem.n, "trusted rows": problem.n_valid}, ids)
     scores = known.copy() if len(known.index) else pd.DataFrame(index=ids)
     for name in names:
         tell("begins", name, None)
@@ -226,15 +229,28 @@ def _work_through(tell: Callable[..., None], condition: dict[str, Any], names: l
         if values is not None:
             scores[name] = values
         tell("valued", name, (values, facts))
+    drawn = {name: {"seed": problem.seed} for name in scores if name in ESTIMATORS and "seed" in ESTIMATORS[name].need.settings}
+    made_with = {name: drawn.get(name, {}) | dict(settings.get(name, {})) for name in scores}
     for task, wanted in tasks.items():
         judged = [name for name in wanted if name in scores]
         tell("begins", f"task {task}", None)
-        try:
-            found = TASKS[task](problem, scores[judged]) if judged else pd.DataFrame(columns=["estimator", "metric", "value"])
-            tell("judged", task, (judged, found))
-        except Exception as failure:
-            tell("failed", task, (judged, _one_line(failure)))
+        for names, found, reason in _judge(partial(TASKS[task], **{"settings": made_with} if TASKS[task] is foretell else {}), problem, scores, judged):
+            tell("failed" if reason else "judged", task, (names, reason or found))
     tell("finished", "", None)
+
+
+def _judge(task: Callable[..., pd.DataFrame], problem: Problem, scores: pd.DataFrame, names: list[str], before: str = "") -> list[tuple[list[str], pd.DataFrame | None, str]]:  # names, figures or None, the reason why there are none
+    "A task for all estimators together; where that raises, in halves, so that one does not fail it for all."
+    if not names:
+        return []
+    try:
+        return [(names, task(problem, scores[names]), "")]
+    except Exception as failure:
+        reason = _one_line(failure)
+    if len(names) == 1 or reason == before:  # a half that fails in the same words: it is not the estimators
+        return [(names, None, reason)]
+    half = len(names) // 2
+    return _judge(task, problem, scores, names[:half], reason) + _judge(task, problem, scores, names[half:], reason)
 
 # %% ../../nbs/08_benchmark/03_grid.ipynb #0e9c5ac2
 SURROUNDINGS = ["data", "noise", "rate", "seed", "trusted", "rows"]
@@ -248,27 +264,23 @@ class Shelf:
     "The files of a condition: `scores`, a column an estimator, and `results`, a line a figure."
 
     def __init__(self, folder: Path, condition: Condition, budget: float, names: Iterable[str] = (), tasks: Mapping[str, Iterable[str]] | None = None):
-        self.condition, self.n, self.written = condition, condition.rows, time.monotonic()
+        self.condition, self.written = condition, time.monotonic()
         self.names, self.tasks = list(names), {task: list(some) for task, some in (tasks or {}).items()}  # what is wanted here
         self.scores_file, self.results_file = folder / "scores" / f"{condition.key}.parquet", folder / "results" / f"{condition.key}.parquet"
         self.scores = pd.read_parquet(self.scores_file) if self.scores_file.is_file() else pd.DataFrame()
         self.lines: list[dict[str, Any]] = []
         if self.results_file.is_file():
-            table = pd.read_parquet(self.results_file)
-            self.n, self.lines = int(table["rows"].iloc[0]), table[FIGURE].to_dict("records")
+            self.lines = pd.read_parquet(self.results_file)[FIGURE].to_dict("records")
         self.lines = [line for line in self.lines if line["status"] != "no problem" and not (line["status"] == "did not finish" and line["seconds"] < 0.9 * budget)]
 
     def missing(self) -> tuple[list[str], dict[str, list[str]]]:  # estimators without a line, and for each task those that it has not judged
         "What is left to do."
+        lost = {line["estimator"] for line in self.lines if line["task"] == "valuing" and line["status"] == "done" and line["estimator"] not in self.scores}  # a run was killed between the two files
+        self.lines = [line for line in self.lines if line["estimator"] not in lost]
         done = {(line["task"], line["estimator"]) for line in self.lines}
         unvalued = [name for name in self.names if ("valuing", name) not in done]
         able = {name for name in self.names if name in self.scores or name in unvalued}
         return unvalued, {task: left for task, names in self.tasks.items() if (left := [name for name in names if name in able and (task, name) not in done])}
-
-    def forget(self, names: Iterable[str]) -> None:
-        "All that is known of some estimators."
-        self.lines = [line for line in self.lines if line["estimator"] not in set(names)]
-        self.scores = self.scores.drop(columns=[name for name in names if name in self.scores])
 
     def add(self, task: str, estimator: str, metric: str = "", value: float = np.nan, *, seconds: float = np.nan, peak_mb: float = np.nan, status: str = "done", message: str = "") -> None:
         "One line."
@@ -280,7 +292,7 @@ class Shelf:
         if len(self.scores.columns):
             write_whole(self.scores_file, lambda path: self.scores.to_parquet(path))
         if self.lines:
-            table = pd.DataFrame(self.lines, columns=FIGURE).assign(**asdict(self.condition) | {"rows": self.n})
+            table = pd.DataFrame(self.lines, columns=FIGURE).assign(**asdict(self.condition))
             write_whole(self.results_file, lambda path: table[COLUMNS].to_parquet(path))
 
 # %% ../../nbs/08_benchmark/03_grid.ipynb #2d3c950a
@@ -348,7 +360,6 @@ class _Worker:
         if what == "begins":
             self.begin(name)
         elif what == "prepared":
-            shelf.n = len(told)
             shelf.add("shared", "the data", seconds=name.pop("seconds"))
             for metric, figure in name.items() if not any(line["metric"] == "wrong" for line in shelf.lines) else ():
                 shelf.add("shared", "the data", metric, figure)
@@ -363,8 +374,10 @@ class _Worker:
             shelf.add("valuing", name, **facts)
         elif what == "judged":
             judged, found = told
+            known = {line["metric"] for line in shelf.lines if line["task"] == name and line["estimator"] == ""}  # references, of the run before
             for line in found.to_dict("records"):
-                shelf.add(name, line["estimator"], line["metric"], line["value"])
+                if line["estimator"] or line["metric"] not in known:
+                    shelf.add(name, line["estimator"], line["metric"], line["value"])
             for estimator in set(judged) - set(found["estimator"]):
                 shelf.add(name, estimator, status="nothing to judge")
         elif what == "failed":
@@ -421,7 +434,7 @@ def run_plan(
     *,
     settings: Mapping[str, Mapping[str, object]] | None = None,  # estimator, or part of the evidence → setting → value
     files: Sequence[str | Path] = (),  # Python with estimators of your own
-    again: Iterable[str] = (),  # estimators that are run anew
+    again: Iterable[str] = (),  # estimators that are run anew: all that the folder holds of them is dropped
     workers: int = 2,  # processes, of one thread each
     budget: float = 600.0,  # seconds that one estimator, or one task, may take
     progress: bool = True,  # a bar
@@ -432,17 +445,20 @@ def run_plan(
         with TemporaryDirectory() as passing:
             return run_plan(parts, passing, settings=settings, files=files, again=again, workers=workers, budget=budget, progress=progress, told=told)
     folder, settings, again = Path(folder), dict(settings or {}), list(again)
-    for file in files:  # here, too: a mistake is told before the first worker starts
-        load_estimators(file)
+    own = {name: _content(file) for file in files for name in load_estimators(file)}  # here, too: a mistake is told before the first worker starts
     wanted = _merge(parts)
     names = list(dict.fromkeys(name for some, _ in wanted.values() for name in some))
     _check_names("estimator", [*names, *again], ESTIMATORS)
     if workers < 1 or budget <= 0:
         raise DataError(f"{workers} workers with {budget:g} s", expected="at least one worker, and a budget above 0", mend="set workers= and budget=")
-    _keep_settings(folder / "settings.json", names, settings, set(again))
-    shelves = [Shelf(folder, condition, budget, *own) for condition, own in wanted.items()]
-    for shelf in shelves if again else ():
-        shelf.forget(again)
+    with _alone(folder):
+        _claim(folder, names, settings, own, {condition.data for condition in wanted}, again)
+        _run([Shelf(folder, condition, budget, *asked) for condition, asked in wanted.items()], files, settings, workers, budget, progress, told)
+        return gather(folder)
+
+
+def _run(shelves: list[Shelf], files: Sequence[str | Path], settings: Mapping[str, Mapping[str, object]], workers: int, budget: float, progress: bool, told: Callable[[int, int], None] | None) -> None:
+    "Hand out what is missing, until nothing is."
     waiting = [shelf for shelf in shelves if any(shelf.missing())]
     done = len(shelves) - len(waiting)
     pool: list[_Worker] = []
@@ -470,7 +486,21 @@ def run_plan(
             if one.shelf:
                 one.shelf.write()
             one.stop()
-    return gather(folder)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    "Two runs in one folder would write over each other's files; a run that is killed leaves nothing locked."
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DataError("another run is at work in this folder", file=folder, expected="one at a time", mend="wait for it, or take another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _merge(parts: Iterable[tuple[Iterable[Condition], Iterable[str], Iterable[str]]]) -> dict[Condition, tuple[list[str], dict[str, list[str]]]]:
@@ -508,15 +538,41 @@ def _attend(pool: list[_Worker], heard: SimpleQueue, budget: float) -> list[_Wor
     return ended
 
 
-def _keep_settings(file: Path, names: Sequence[str], settings: Mapping[str, Mapping[str, object]], again: set[str]) -> None:
-    "One folder, one setting an estimator: figures of two would stand under one name."
-    kept = json.loads(file.read_text()) if file.is_file() else {}
+def _claim(folder: Path, names: Sequence[str], settings: Mapping[str, Mapping[str, object]], own: Mapping[str, str], data: Iterable[str], again: Iterable[str]) -> None:
+    "One folder: an estimator has one setting and one content of its file, and a file of data one content, as figures of two would stand under one name. What is to be run anew is forgotten first."
+    files = {name: folder / f"{name}.json" for name in ("settings", "files")}
+    kept = {name: json.loads(file.read_text()) if file.is_file() else {} for name, file in files.items()}
+    for path in {Path(one).resolve() for one in data if one not in DATASETS and Path(one).is_file()}:
+        content = _content(path)
+        if kept["files"].setdefault(str(path), content) != content:
+            raise DataError("it is not as it was when this folder's figures were made", file=path, expected="the same rows", mend="another folder for the grid")
+    anew = {*again, *(name for name, content in own.items() if kept["files"].get(name, content) != content)}
+    kept["files"] |= own
     for name in names:
-        own = {of: dict(given) for of, given in settings.items() if of == name or of not in ESTIMATORS}  # and those of parts, of which it may need some
-        if name not in again and kept.get(name, own) != (own := json.loads(json.dumps(own, default=str))):
-            raise DataError(f"{name} with {own or 'its defaults'}, and this folder's was run with {kept[name] or 'its defaults'}", file=file, expected="the same settings in one folder", mend=f"another folder, or again=[{name!r}]")
-        kept[name] = own
-    write_whole(file, lambda path: path.write_text(json.dumps(kept, indent=1)))
+        asked = {of: dict(given) for of, given in settings.items() if of == name or of not in ESTIMATORS}  # and those of parts, of which it may need some
+        asked = json.loads(json.dumps(asked, default=str))
+        if name not in anew and kept["settings"].get(name, asked) != asked:
+            raise DataError(f"{name} with {asked or 'its defaults'}, and this folder's was run with {kept['settings'][name] or 'its defaults'}", file=files["settings"], expected="the same settings in one folder", mend=f"another folder, or again=[{name!r}]")
+        kept["settings"][name] = asked
+    _forget(folder, anew)
+    for name, file in files.items():
+        write_whole(file, lambda path: path.write_text(json.dumps(kept[name], indent=1)))
+
+
+def _content(file: str | Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _forget(folder: Path, names: set[str]) -> None:
+    "Take all that is known of some estimators out of a folder."
+    for file in sorted(folder.glob("results/[!.]*.parquet")) + sorted(folder.glob("scores/[!.]*.parquet")) if names else ():
+        table = pd.read_parquet(file)
+        left = table[~table["estimator"].isin(names)] if file.parent.name == "results" else table.drop(columns=[name for name in names if name in table])
+        if not len(left):
+            file.unlink()
+        elif left.shape != table.shape:
+            write_whole(file, lambda path: left.to_parquet(path))
 
 
 def gather(

@@ -38,6 +38,7 @@ class Problem:
     hard: np.ndarray  # (N,) bool, hard before planting, and untouched
     true_gain: np.ndarray  # (N,) before planting
     query: np.ndarray  # (N,) training queries
+    named: np.ndarray  # (N,) the rows' names in the data set; estimators see others
     seen: pd.DataFrame = field(repr=False)  # the training and trusted rows, in the order of the game
     x_test: np.ndarray = field(repr=False)  # (T, d)
     test: pd.DataFrame = field(repr=False)  # (T rows)
@@ -66,12 +67,18 @@ class Problem:
         heads: np.ndarray,  # (B, d + 1)
     ) -> np.ndarray:  # (B,)
         "The metric of some heads on test."
-        return np.array([self._judge(self.x_test @ head[:-1]) for head in heads])
+        return self.judge_scores(self.x_test @ heads[:, :-1].T)
 
-    def _judge(self, scores: np.ndarray) -> float:
+    def judge_scores(
+        self,
+        scores: np.ndarray,  # (T, B) of the test rows
+    ) -> np.ndarray:  # (B,)
+        "The metric of some rankings of test."
+        gain = self.test["gain"].to_numpy()
         if self.metric is None:
-            return roc_auc((self.test["gain"] >= 0.5).astype(int).to_numpy(), scores)
-        return self.metric.mean(self.test["query_id"].to_numpy(), self.test["gain"].to_numpy(), scores)
+            return np.array([roc_auc((gain >= 0.5).astype(int), one) for one in scores.T])
+        queries = pd.factorize(self.test["query_id"])[0]  # numbers: the metric looks through names anew each time
+        return np.array([self.metric.mean(queries, gain, one) for one in scores.T])
 
 
 def make_problem(
@@ -91,20 +98,30 @@ def make_problem(
         if not (clean["split"] == split).any():
             raise DataError(f"{name} has no rows of split {split!r}", column="split", expected="train, valid and test", mend="split it by samples.split_by_query")
     planted, ledger = plant(clean, noise, rate, seed) if noise and rate else (clean.assign(noise=""), None)
+    planted["true gain"] = planted["gain"] if ledger is None else true_gains(planted, ledger).loc[planted["sample_id"]].to_numpy(float)
+    planted = _mix(planted, seed)
     vectors, is_test = np.asarray(describe(planted)), (planted["split"] == "test").to_numpy()  # all rows at once: what is fitted is fitted on the training rows
-    seen, test = planted[~is_test].reset_index(drop=True), planted[is_test].reset_index(drop=True)
+    shown = planted.drop(columns=["named", "true gain"])
+    seen, test = shown[~is_test].reset_index(drop=True), shown[is_test].reset_index(drop=True)
     evidence = Evidence.from_samples(seen, vectors[~is_test], settings=settings or {})
     ids = pd.Index(evidence.sample_ids)
-    of = seen.set_index("sample_id").loc[ids]
-    wrong = of["noise"].ne("").to_numpy()
-    true_gain = (of["gain"] if ledger is None else true_gains(planted, ledger).loc[ids]).to_numpy(float)
+    of = planted.set_index("sample_id").loc[ids]
+    wrong, true_gain = of["noise"].ne("").to_numpy(), of["true gain"].to_numpy(float)
     before = (clean["split"] != "test").to_numpy()
     loss = score(Evidence.from_samples(clean[before].reset_index(drop=True), np.asarray(describe(clean))[before]), "oof_loss", progress=False)["oof_loss"]
-    hard = (loss <= loss.quantile(0.1)).reindex(ids, fill_value=False).to_numpy() & ~wrong
+    hard = (loss <= loss.quantile(0.1)).reindex(of["named"], fill_value=False).to_numpy() & ~wrong
     x, y, x_valid, y_valid = (np.asarray(find(evidence, part), float) for part in ("x", "y", "x_valid", "y_valid"))
     game = make_game(np.vstack([x, x_valid]), np.r_[y, y_valid], x_valid, y_valid, ridge=find(evidence, "head").ridge)
     rows = seen.set_index("sample_id", drop=False).loc[[*ids, *evidence.valid["sample_id_valid"]]].reset_index(drop=True)
-    return Problem(name, noise, rate, seed, evidence, wrong, hard, true_gain, of["query_id"].to_numpy(), rows, vectors[is_test].astype(float), test, metric, game)
+    return Problem(name, noise, rate, seed, evidence, wrong, hard, true_gain, of["query_id"].to_numpy(), of["named"].to_numpy(), rows, vectors[is_test].astype(float), test, metric, game)
+
+
+def _mix(planted: pd.DataFrame, seed: int) -> pd.DataFrame:
+    "Training rows under names, and in an order, that say nothing of what was planted: a kind that adds rows puts them last. `named` holds the names of before."
+    train = planted["split"] == "train"
+    names = planted["sample_id"].where(~train, planted["sample_id"].map(lambda name: f"{stable_hash('mixed', name, seed=seed):016x}"))
+    mixed = planted.assign(named=planted["sample_id"], sample_id=names)
+    return pd.concat([mixed[train].sort_values("sample_id"), mixed[~train]], ignore_index=True)
 
 
 def see_with(
@@ -198,6 +215,7 @@ def foretell(
     *,
     subsets: int = 500,  # of half the rows
     seed: int = 0,  # of the subsets; no estimator draws with it
+    settings: Mapping[str, Mapping[str, object]] | None = None,  # estimator → setting → value, as the scores were made with: the seed that drew them, say
 ) -> pd.DataFrame:  # estimator ("" for the sum of gains), metric (lds_valid, lds_test, both also _calibrated, lds_query), value
     "Linear datamodeling scores."
     rng = np.random.default_rng([stable_hash("subsets", seed=seed), problem.seed])
@@ -213,7 +231,7 @@ def foretell(
         sums = (members @ np.asarray(values))[:, None]
         found += [(name, metric, float(rank_correlations(sums, each)[0])) for metric, each in reached.items()]
         if name in ESTIMATORS and "valid" in ESTIMATORS[name].additive_over:
-            terms = explain(problem.evidence, name, scores.index, progress=False).to_numpy()
+            terms = explain(problem.evidence, name, scores.index, settings=(settings or {}).get(name), progress=False).to_numpy()
             found.append((name, "lds_query", float(np.nanmean(rank_correlations(members @ terms, of_query)))))
     return tidy(found)
 
@@ -296,4 +314,4 @@ def refer(
     heads = {"uniform": problem.refit(every), "trusted alone": problem.refit(none, trusted=True), "trusted + uniform": problem.refit(every, trusted=True),
              "clean labels": replace(problem, game=clean).refit(every)}
     order = np.array([stable_hash("order", place, seed=problem.seed) for place in range(len(problem.test))], float)
-    return tidy([*[("", name, problem.judge(head)[0]) for name, head in heads.items()], ("", "random order", problem._judge(order))])
+    return tidy([*[("", name, problem.judge(head)[0]) for name, head in heads.items()], ("", "random order", problem.judge_scores(order[:, None])[0])])

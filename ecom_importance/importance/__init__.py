@@ -30,7 +30,8 @@ def uses_trusted_rows(
     name: str,  # an estimator
 ) -> bool:
     "Whether a trusted *label* has any part in the estimator's value. Those that do and those that do not belong in separate tables."
-    waiting, seen = list(ESTIMATORS[name].need.required), set()
+    own = ESTIMATORS[name].need
+    waiting, seen = [*own.required, *own.optional], set()  # what it takes where it is there, it has seen
     while waiting:
         need = waiting.pop()
         if need in seen:
