@@ -3,9 +3,9 @@
 #   make demo       run the report on both embedded demos; ARGS="-p seeds=5" passes parameters on
 #   make test       all checks, as the continuous integration runs them (under 25 minutes on 2 cores)
 #   make test-all   with the slow ones
-#   make benchmark  the leaderboard anew, an hour on 2 cores; with ECOM_IMPORTANCE_PEERS the peers, too
+#   make benchmark  the leaderboard anew, an hour on 2 cores; after `make peers` with other libraries' code, too
 #   make lab        JupyterLab with the notebooks
-#   make peers      `.venv-peers`, with the libraries that ours is compared with; name its interpreter in ECOM_IMPORTANCE_PEERS
+#   make peers      `.venv-peers`, with the libraries that ours is compared with; tests find its interpreter by ECOM_IMPORTANCE_PEERS
 #   make notebooks  run every notebook, keep its outputs, export and clean
 #   make readme     README.md from nbs/index.ipynb
 #   make clean      remove what was built; `.venv` and `runs/` stay
@@ -79,8 +79,9 @@ test-all: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/python -m pytest $(TWO_FILES) -m "slow or not slow" --ignore tests/test_house.py
 
 # The public data sets are looked for in ECOM_IMPORTANCE_DATA; those that are not there are left out, and said to be.
+PEERS_PYTHON = $(or $(ECOM_IMPORTANCE_PEERS),$(wildcard $(abspath $(PEERS))/bin/python))
 benchmark: $(VENV)/.demo
-	$(BIN)/ecom-importance benchmark --full --grid runs/grid --out runs/benchmark $(if $(ECOM_IMPORTANCE_PEERS),-p peers=$(abspath tests/peers/estimators.py)) $(ARGS)
+	$(if $(PEERS_PYTHON),ECOM_IMPORTANCE_PEERS=$(PEERS_PYTHON)) $(BIN)/ecom-importance benchmark --full --grid runs/grid --out runs/benchmark $(if $(PEERS_PYTHON),-p peers=$(abspath tests/peers/estimators.py)) $(ARGS)
 
 lab: $(VENV)/.demo
 	$(BIN)/jupyter lab nbs/index.ipynb

