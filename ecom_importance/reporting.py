@@ -776,6 +776,7 @@ body.jp-Notebook { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 5rem; 
 .jp-RenderedHTMLCommon { font-size: 16px; line-height: 1.6; }
 .jp-InputPrompt, .jp-OutputPrompt { display: none; }
 .jp-OutputArea-output { overflow-x: auto; }
+.jp-RenderedMarkdown pre { font-family: monospace; font-size: 13px; }
 .jp-RenderedImage img, .jp-RenderedMarkdown img { max-width: 100%; height: auto; }
 details.aside > summary { color: #757575; font: 13px system-ui, sans-serif; cursor: pointer; padding: .1rem 0; }
 .formula-block { text-align: center; margin: 1em 0; overflow-x: auto; }
