@@ -42,7 +42,8 @@ def make_parser() -> argparse.ArgumentParser:
     score.add_argument("--model", metavar="NAME", help="the text encoder: a Hub name or a folder (default: the packaged one)")
     score.add_argument("--seed", type=int, default=0)
 
-    benchmark = commands.add_parser("benchmark", help="hold estimators, those of your own file among them, against the usual ones")
+    benchmark = commands.add_parser("benchmark", help="hold estimators, those of your own file among them, against the usual ones",
+                                    description="Plants wrong labels into judged rows, and tells which estimators find them and what acting on them brings. The short run: 400 training and 100 trusted rows; flips of 20 %% on ten seeds, position bias on three; seven estimators and yours.")
     benchmark.add_argument("--estimators", dest="files", action="append", default=[], metavar="FILE", help="Python with functions decorated by @estimator; may be repeated")
     benchmark.add_argument("--data", metavar="NAMES", help="comma-separated data sets, or files of your own judged samples (default: the search demo)")
     benchmark.add_argument("--gain-map", metavar="NAME", help="what the labels of your files are worth, where they have no column `gain`")

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from ecom_importance.benchmark import datasets
-from ecom_importance.benchmark.datasets import (COLUMNS, DATASETS, NEEDS, DataSet, date_lists, describe, draw_rows, find_dataset, kinds_of, list_datasets, load_dataset, own_dataset,
+from ecom_importance.benchmark.datasets import (COLUMNS, DATASETS, NEEDS, DataSet, date_lists, describe, draw_rows, find_dataset, keep_samples, kinds_of, list_datasets, load_dataset, own_dataset,
                                                 queries_are_cut)
 from ecom_importance.preprocessing.noise import list_noise, plant
 from ecom_importance.samples import SPLITS, DataError, check_samples, check_splits, data_root, normalise_text, tokens
@@ -276,3 +276,15 @@ def test_a_new_kind_is_taken_to_fit_unless_it_follows_positions(monkeypatch):
 def test_a_list_has_one_time_whatever_was_bought():
     lists = pd.DataFrame({"query_id": ["a", "a", "a", "b"], "gain": [0.0, 1.0, 1.0, 0.0], "timestamp": pd.to_datetime(["2026-01-01", "2026-01-09", "2026-01-05", "2026-01-02"])})
     assert date_lists(lists)["timestamp"].dt.day.tolist() == [5, 5, 5, 2]
+
+
+def test_a_kept_file_is_another_one_when_rows_or_gains_are_others(tmp_path):
+    rows = pd.DataFrame({"search_term": ["a", "a", "b"], "item_text": ["红色 钻", "blue", None], "label": ["E", "S", "I"]}).fillna("none")
+    rows.to_csv(tmp_path / "judged.csv", index=False)
+    how = dict(columns={"search_term": "query"})
+    kept = keep_samples(tmp_path / "judged.csv", tmp_path / "grid", gain_map="ESCI_KDD", **how)
+    assert kept == keep_samples(tmp_path / "judged.csv", tmp_path / "grid", gain_map="ESCI_KDD", **how) and kept.name == "judged.parquet"
+    assert keep_samples(tmp_path / "judged.csv", tmp_path / "grid", gain_map="ESCI_LINEAR", **how) != kept
+    rows.iloc[:2].to_csv(tmp_path / "judged.csv", index=False)
+    assert keep_samples(tmp_path / "judged.csv", tmp_path / "grid", gain_map="ESCI_KDD", **how) != kept
+    assert pd.read_parquet(kept)["gain"].tolist() == [1.0, 0.1, 0.0] and pd.read_parquet(kept)["item_text"].iloc[0] == "红色 钻"

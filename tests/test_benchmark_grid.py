@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -280,6 +281,17 @@ def test_a_file_is_loaded_anew_and_may_not_take_a_name(tmp_path):
     (tmp_path / "taken.py").write_text(MINE.split("@baseline")[0] + "@baseline\ndef loss(y) -> np.ndarray:\n    'Taken.'\n    return y\n")
     with pytest.raises(DataError, match="loss"):
         load_estimators(tmp_path / "taken.py")
+
+
+def test_a_file_may_import_what_lies_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "beside_mine.py").write_text("K = 2\n")
+    (tmp_path / "mine.py").write_text("import numpy as np\nfrom beside_mine import K\nfrom ecom_importance.importance import estimator\n@estimator(family='baseline', source='a test')\ndef with_help(y) -> np.ndarray:\n    'A test.'\n    return K * y\n")
+    before = list(sys.path)
+    assert load_estimators(tmp_path / "mine.py") == ["with_help"] and sys.path == before
+    monkeypatch.chdir(tmp_path)
+    Path("slip.py").write_text("from ecom_importance.importance import estimator\n\n@estimator\ndef one(y):\n    return y\n")
+    with pytest.raises(DataError, match=r"\(line 3\)"):
+        load_estimators("slip.py")
 
 
 @pytest.mark.parametrize("given, what", [(dict(tasks=["detektion"]), "no task 'detektion'"), (dict(estimators=["los"]), "no estimator 'los'"), (dict(again=["los"]), "no estimator 'los'"), (dict(workers=0), "at least one worker"), (dict(budget=0), "budget above 0")])

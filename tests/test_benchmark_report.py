@@ -1,5 +1,6 @@
 """The command `benchmark`: a small grid with an estimator of one's own, to its page."""
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -35,7 +36,10 @@ def test_a_small_grid_with_an_estimator_of_ones_own(tmp_path, capsys):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     board = {line["estimator"]: line for line in results["detection"]}
     assert board["random"]["mean"] < board["oof_loss"]["mean"] and board["short_title"]["mean"] < 0.4 and "always_raises" not in board
-    assert any(sentence.startswith("short_title minus oof_loss on search demo (generated judgments): -") for sentence in results["verdicts"])
+    assert any(sentence.startswith("short_title at finding flip of 20% on search demo (generated judgments), against oof_loss: too few seeds (-.") for sentence in results["verdicts"])
+    assert any(sentence.startswith("weights by short_title on search demo (generated judgments), against uniform: too few seeds (") for sentence in results["verdicts"])
+    first = results["verdicts"][0].split()
+    assert first[:5] == "always_raises did not run in".split() and first[5] == first[7] and results["verdicts"][0].endswith("conditions: RuntimeError: not today")
     assert "verdict  search demo (generated judgments): no verdict on 2 seeds; ten are needed" in said.out.splitlines()
     page = (tmp_path / "run" / "report.html").read_text()
     assert "RuntimeError: not today" in page and "short_title" in page and "Traceback" not in page
@@ -54,7 +58,13 @@ def test_judgments_of_ones_own_with_a_gain_map(tmp_path, capsys):
     assert code == 0, said.err
     table = pd.read_parquet(tmp_path / "grid" / "benchmark.parquet")
     assert {"detection", "gain", "faithfulness", "curves", "queries out", "transfer"} <= set(table["task"]) and table["status"].eq("done").all()
-    assert table["data"].unique().tolist() == [str(tmp_path / "grid" / "data" / "judged.parquet")] and "verdict  judged: no verdict on 3 seeds; ten are needed" in said.out.splitlines()
+    kept, = map(Path, table["data"].unique())
+    assert kept.name == "judged.parquet" and kept.parent.parent == tmp_path / "grid" / "data" and "verdict  judged: no verdict on 3 seeds; ten are needed" in said.out.splitlines()
+
+
+def test_a_kind_of_noise_that_does_not_exist_is_told(tmp_path, capsys):
+    assert main(["benchmark", "--out", str(tmp_path / "run"), "--grid", str(tmp_path / "grid"), "--quiet", "-p", "noise=flop"]) == 3
+    assert "there is no kind of noise 'flop'" in (said := capsys.readouterr().err) and "did you mean 'flip'" in said
 
 
 def test_without_any_data_the_reason_is_told(tmp_path, capsys):

@@ -305,11 +305,12 @@ def keep_samples(
     *,
     gain_map: str | None = None,  # a name in `samples.GAIN_MAPS`; needed where there is no column `gain`
     columns: Mapping[str, str] | None = None,  # their name → ours
-) -> Path:  # NAME.parquet in the folder
+) -> Path:  # HASH/NAME.parquet in the folder: of other rows, gains or names of columns another file
     "A file of your own once more, under our names of columns and with gains, so that a path is all that a grid needs of it."
-    rows, kept = read_samples(path, gain_map=gain_map, columns=columns), Path(folder) / f"{Path(path).stem}.parquet"
-    write_whole(kept, lambda beside: rows.to_parquet(beside))
-    return kept
+    rows = read_samples(path, gain_map=gain_map, columns=columns)
+    content = stable_hash(*pd.util.hash_pandas_object(rows.astype({name: str for name in rows if rows[name].dtype == object}), index=False), *rows.columns)
+    kept = Path(folder) / f"{content:016x}" / f"{Path(path).stem}.parquet"
+    return kept if kept.is_file() else write_whole(kept, lambda beside: rows.to_parquet(beside))
 
 
 def _read_own(root: Path | None = None, *, path: Path, gain_map: str | None, columns: Mapping[str, str] | None) -> pd.DataFrame:

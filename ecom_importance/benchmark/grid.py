@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -170,13 +171,14 @@ def load_estimators(
     file: str | Path,  # Python with decorated functions
 ) -> list[str]:  # the names that it registers
     "Run a user's file. `DataError` when it cannot be read, raises, registers nothing, or takes a name that is taken."
-    file, before = Path(file), dict(ESTIMATORS)
+    file, before = Path(file).resolve(), dict(ESTIMATORS)
     if not file.is_file():
         raise DataError("there is no such file", file=file, expected="Python with functions decorated by @estimator(...)", mend="check the path")
     module = f"estimators_of_{re.sub(r'[^0-9a-zA-Z]', '_', file.stem)}_{stable_hash(str(file.resolve())) % 16**6:06x}"
     for name in [name for name, one in ESTIMATORS.items() if one.function.__module__ == module]:
         del ESTIMATORS[name]  # the file's own, of a time before
     spec = importlib.util.spec_from_file_location(module, file)
+    sys.path.insert(0, str(file.parent))  # as for a script: it may import what lies beside it
     try:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
     except Exception as failure:
@@ -184,6 +186,8 @@ def load_estimators(
         ESTIMATORS.update(before)
         line = next((step.lineno for step in reversed(traceback.extract_tb(failure.__traceback__)) if Path(step.filename) == file), getattr(failure, "lineno", "?"))
         raise DataError(f"it raised {_one_line(failure)} (line {line})", file=file, expected="a file that runs by itself", mend="run it with python first") from failure
+    finally:
+        sys.path.remove(str(file.parent))
     own = [name for name, one in ESTIMATORS.items() if one.function.__module__ == module]
     if not own:
         raise DataError("it registers no estimator", file=file, expected="at least one function decorated by @estimator(...)", mend="from ecom_importance.importance import estimator")
@@ -519,7 +523,7 @@ def _merge(parts: Iterable[tuple[Iterable[Condition], Iterable[str], Iterable[st
 
 def _check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     if wrong := [one for one in given if one not in known]:
-        raise DataError(f"there is no {what} {wrong[0]!r}", expected=f"some of {', '.join(known)}", mend="correct the name")
+        raise DataError(f"there is no {what} {wrong[0]!r}", expected=f"some of {', '.join(known)}", mend=f"did you mean {near[0]!r}?" if (near := get_close_matches(wrong[0], list(known), n=1)) else "correct the name")
 
 
 def _attend(pool: list[_Worker], heard: SimpleQueue, budget: float) -> list[_Worker]:
