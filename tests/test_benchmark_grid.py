@@ -247,6 +247,8 @@ def test_a_run_that_is_killed_goes_on(tmp_path):
     mine, marks = tmp_path / "mine.py", tmp_path / "marks"
     mine.write_text(MINE)
     script = textwrap.dedent(f"""
+        import signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
         from ecom_importance.benchmark.grid import *
         run_grid(cross(["search"], ["flip"], [0.2], rows=400, trusted=[50]), ["counts_its_calls", "never_ends"], {str(tmp_path / 'run')!r}, files=[{str(mine)!r}], workers=1, progress=False)
     """)
