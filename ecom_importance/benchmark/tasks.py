@@ -100,8 +100,8 @@ def make_problem(
     planted, ledger = plant(clean, noise, rate, seed) if noise and rate else (clean.assign(noise=""), None)
     planted["true gain"] = planted["gain"] if ledger is None else true_gains(planted, ledger).loc[planted["sample_id"]].to_numpy(float)
     planted = _mix(planted, seed)
-    vectors, is_test = np.asarray(describe(planted)), (planted["split"] == "test").to_numpy()  # all rows at once: what is fitted is fitted on the training rows
     shown = planted.drop(columns=["named", "true gain"])
+    vectors, is_test = np.asarray(describe(shown)), (shown["split"] == "test").to_numpy()  # all rows at once: what is fitted is fitted on the training rows
     seen, test = shown[~is_test].reset_index(drop=True), shown[is_test].reset_index(drop=True)
     evidence = Evidence.from_samples(seen, vectors[~is_test], settings=settings or {})
     ids = pd.Index(evidence.sample_ids)
