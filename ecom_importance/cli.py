@@ -77,6 +77,14 @@ def read_pairs(
         pairs[name] = value
     return pairs
 
+
+def _check_gain_map(name: str | None) -> None:
+    from ecom_importance.reporting import UsageError, suggest
+    from ecom_importance.samples import GAIN_MAPS
+
+    if name is not None and name not in GAIN_MAPS:
+        raise UsageError(f"unknown gain map {name!r}: {suggest(name, GAIN_MAPS)}")
+
 # %% ../nbs/11_cli.ipynb #22bcb62a
 def run_report_command(
     name: str,  # a packaged report or a notebook's path
@@ -130,8 +138,7 @@ def score_command(
         raise UsageError(f"{out} is {'a folder' if target.is_dir() else 'what is to be read'}: choose another file for the scores")
     if unknown := [name for name in estimators if name not in ESTIMATORS]:
         raise UsageError(f"unknown estimator {unknown[0]!r}: {suggest(unknown[0], ESTIMATORS)}")
-    if gain_map is not None and gain_map not in GAIN_MAPS:
-        raise UsageError(f"unknown gain map {gain_map!r}: {suggest(gain_map, GAIN_MAPS)}")
+    _check_gain_map(gain_map)
     samples = read_samples(file, valid, gain_map=gain_map, columns=columns)
     # The pair features and classes of the main report, so that both give the same scores for the same rows.
     levels = GAIN_MAPS[gain_map].levels if gain_map and len(GAIN_MAPS[gain_map].levels) <= 8 else None
@@ -166,11 +173,8 @@ def benchmark_command(
 ) -> None:
     "Run the report `benchmark`; print the path of its page, then one line a verdict. `DataError` before anything runs when a file cannot be used."
     from ecom_importance.benchmark.grid import load_estimators
-    from ecom_importance.reporting import UsageError, suggest
-    from ecom_importance.samples import GAIN_MAPS
 
-    if gain_map is not None and gain_map not in GAIN_MAPS:
-        raise UsageError(f"unknown gain map {gain_map!r}: {suggest(gain_map, GAIN_MAPS)}")
+    _check_gain_map(gain_map)
     for file in files:
         load_estimators(file)
     chosen = {} if full else dict(SMALL_GRID)
